@@ -1,0 +1,1 @@
+"""The benchmark suite: every kernel against the plain formula, torch and its peers, on this machine."""

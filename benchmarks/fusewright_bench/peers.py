@@ -1,0 +1,34 @@
+"""Other libraries that compute the same thing: how to find them, why one is absent, how to install it."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fusewright_bench.case import Forward, Inputs, Provider
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library to compare with. ``module`` is its import name; its kernels run on CUDA devices only."""
+
+    name: str
+    module: str
+    install: str
+
+    def absence(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if importlib.util.find_spec(self.module) is None:
+            return f"the package {self.module} is not installed"
+        if device.type != "cuda":
+            return f"runs on CUDA devices only, this run is on {device.type}"
+        return None
+
+    def provider(self, bind: Callable[[Inputs], Forward]) -> Provider:
+        """The peer's version of one op; ``bind`` imports the library, so it is called only where it is present."""
+        return Provider(self.name, self.name, bind, absence=self.absence, install=self.install)
+
+
+LIGER = Peer("liger-kernel", "liger_kernel", "pip install liger-kernel")
+FLASH_ATTN = Peer("flash-attn", "flash_attn", "pip install flash-attn --no-build-isolation")
+QUACK = Peer("quack", "quack", "pip install quack-kernels")

@@ -1,0 +1,71 @@
+"""A run as Markdown, for a README or a pull request."""
+
+from pathlib import Path
+
+from fusewright_bench.report import table
+from fusewright_bench.results import Results, Row
+
+
+def render(results: Results) -> str:
+    """The whole report: machine, limits, one table per op, failures, absent providers."""
+    environment = results.environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    isa = environment["isa"] or "no instruction set of this machine"
+    state = "" if results.complete else "\n\n**Interrupted: the cases below are those done by then.**"
+    parts = [
+        f"# fusewright on {environment['device']}{state}",
+        f"- command: `{results.command}`\n"
+        f"- {environment['cpu_model']}, {environment['cores']} cores, kernels for {isa}\n"
+        f"- {versions}, commit {environment['commit'] or 'unknown'}\n"
+        f"- {_limits(results)}",
+        table.LEGEND.format(baseline=_baseline(results)),
+    ]
+    for op, rows in table.by_op(results.cases).items():
+        parts += [f"## {op}", table.markdown_table(table.titles(wide=True), table.cells(rows, wide=True))]
+    failures = [f"- {row.op} {row.shape} {row.dtype} {row.mode} {row.label}: {row.failure}" for row in failed(results)]
+    if failures:
+        parts += ["## Failed", "\n".join(failures)]
+    if results.absent:
+        parts += ["## Not measured", "\n".join(f"- {line}" for line in absence_lines(results))]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(results: Results, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(results), encoding="utf-8")
+
+
+def failed(results: Results) -> list[Row]:
+    """One row per failed provider and case, whatever the thread count."""
+    unique = {(row.op, row.shape, row.dtype, row.mode, row.label): row for row in results.cases if row.failure}
+    return list(unique.values())
+
+
+def absence_lines(results: Results) -> list[str]:
+    return [
+        f"{absence.provider}: {absence.reason}" + (f" (`{absence.install}`)" if absence.install else "")
+        for absence in results.absent
+    ]
+
+
+def _baseline(results: Results) -> str:
+    return next((row.baseline for row in results.cases if row.baseline), "the baseline")
+
+
+def _limits(results: Results) -> str:
+    """The machine's own figures, beyond every cache, per thread count."""
+    largest: dict[int, dict[str, float]] = {}
+    for bandwidth in results.roofline.get("bandwidth", []):
+        known = largest.get(bandwidth["threads"])
+        if known is None or bandwidth["bytes"] > known["bytes"]:
+            largest[bandwidth["threads"]] = bandwidth
+    memory = [
+        f"{threads} threads copy {table.significant(found['copy_gbps'])} GB/s,"
+        f" read {table.significant(found['read_gbps'])} GB/s"
+        for threads, found in largest.items()
+    ]
+    peaks = [
+        f"{peak['unit']} {peak['dtype']} {table.significant(peak['gflops'])} GFLOP/s at {peak['threads']} threads"
+        for peak in results.roofline.get("peak", [])
+    ]
+    return "measured limits: " + "; ".join(memory + peaks)

@@ -1,0 +1,20 @@
+// The kernel table of one instruction set.
+
+#include "fusewright/cpu/kernels.h"
+#include "fusewright/cpu/tables.h"
+#include "fusewright/cpu/vector.h"
+
+namespace fusewright::FUSEWRIGHT_ISA {
+
+extern const CpuKernels table;
+const CpuKernels table = {
+    FUSEWRIGHT_ISA_NAME,
+    parameter_to_float,
+    norm_forward,
+    norm_backward,
+    norm_backward_reduce,
+    softmax_forward,
+    softmax_backward,
+};
+
+}  // namespace fusewright::FUSEWRIGHT_ISA

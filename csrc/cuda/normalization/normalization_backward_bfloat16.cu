@@ -1,0 +1,5 @@
+#include "cuda/normalization/normalization_backward.cuh"
+
+namespace fusewright::cuda {
+FUSEWRIGHT_NORM_BACKWARD(__nv_bfloat16);
+}

@@ -1,0 +1,79 @@
+// Peak-rate probes, compiled once per instruction set.
+
+#include "probe.h"
+
+#include "fusewright/cpu/vector.h"
+
+namespace fusewright::FUSEWRIGHT_ISA {
+namespace {
+
+// Independent chains enough to hide a latency of 4 to 5 cycles on two units.
+constexpr int chains = 12;
+
+float fma(int64_t iterations) {
+  Float sums[chains];
+  for (int c = 0; c < chains; ++c) sums[c] = broadcast(1.0f + c);
+  const Float factor = broadcast(0.999f), addend = broadcast(0.001f);
+  for (int64_t i = 0; i < iterations; ++i) {
+    for (int c = 0; c < chains; ++c) sums[c] = sums[c] * factor + addend;
+    // Keeps the compiler from taking iterations together.
+    for (int c = 0; c < chains; ++c) asm volatile("" : "+x"(sums[c]));
+  }
+  Float total = {};
+  for (int c = 0; c < chains; ++c) total += sums[c];
+  return sum_lanes(total);
+}
+
+float read(const char* data, int64_t bytes) {
+  Float sums[8] = {};
+  constexpr int64_t step = 8 * vector_bytes;
+  for (int64_t offset = 0; offset + step <= bytes; offset += step) {
+    for (int c = 0; c < 8; ++c) sums[c] += load(reinterpret_cast<const float*>(data + offset + c * vector_bytes));
+  }
+  Float total = {};
+  for (int c = 0; c < 8; ++c) total += sums[c];
+  return sum_lanes(total);
+}
+
+#if defined(__AMX_BF16__)
+constexpr int64_t tile_flops = 2 * 16 * 16 * 32;
+
+// Four accumulators of 16 x 16 float32, fed by two A and two B tiles: products never wait for each other.
+void amx(int64_t iterations) {
+  struct alignas(64) {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } configuration;
+  _tile_loadconfig(&configuration);
+  alignas(64) static const char zeros[1024] = {};
+  _tile_loadd(4, zeros, 64);
+  _tile_loadd(5, zeros, 64);
+  _tile_loadd(6, zeros, 64);
+  _tile_loadd(7, zeros, 64);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t i = 0; i < iterations; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+constexpr int64_t amx_flops = 4 * tile_flops;
+#else
+constexpr void (*amx)(int64_t) = nullptr;
+constexpr int64_t amx_flops = 0;
+#endif
+
+}  // namespace
+
+extern const Probe probe;
+const Probe probe = {FUSEWRIGHT_ISA_NAME, 2 * lanes * chains, amx_flops, fma, amx, read};
+
+}  // namespace fusewright::FUSEWRIGHT_ISA

@@ -1,0 +1,53 @@
+// The table of CPU kernels: one per instruction set, chosen once at run time.
+// Kernels work on a range of rows or chunks and never start a thread; the caller spreads the ranges.
+#pragma once
+
+#include <cstdint>
+
+#include "fusewright/normalization.h"
+#include "fusewright/softmax.h"
+
+namespace fusewright {
+
+struct CpuKernels {
+  const char* isa;
+
+  // target[i] = float32(row[i]) + offset for the one row of a parameter.
+  void (*parameter_to_float)(const RowView& row, int64_t columns, float offset, float* target);
+
+  // Rows [begin, end). `weight` and `bias` are the params' as float32 with the offset added, or nullptr.
+  void (*norm_forward)(const NormForwardParams& params, const float* weight, const float* bias, int64_t begin,
+                       int64_t end);
+
+  // Rows [begin, end); adds nothing to, but overwrites, weight_sums[N] and bias_sums[N] where they are not nullptr.
+  void (*norm_backward)(const NormBackwardParams& params, const float* weight, int64_t begin, int64_t end,
+                        float* weight_sums, float* bias_sums);
+
+  // Sums `chunks` rows of partial sums in order, columns [begin, end), and rounds once to the gradient's type.
+  void (*norm_backward_reduce)(const float* partial_sums, int64_t chunks, int64_t columns, const RowView& gradient,
+                               int64_t begin, int64_t end);
+
+  void (*softmax_forward)(const SoftmaxForwardParams& params, int64_t begin, int64_t end);
+  void (*softmax_backward)(const SoftmaxBackwardParams& params, int64_t begin, int64_t end);
+};
+
+}  // namespace fusewright
+
+extern "C" {
+#pragma GCC visibility push(default)
+
+// The table in use: the best of this machine, or the one FUSEWRIGHT_CPU_ISA or fusewright_cpu_select names.
+const fusewright::CpuKernels* fusewright_cpu_kernels();
+
+// Uses the table of `isa` from now on; returns 0, or 1 if this machine or this build lacks it. Not for use while
+// another thread runs a kernel.
+int fusewright_cpu_select(const char* isa);
+
+// Name of the table in use; empty if FUSEWRIGHT_CPU_ISA names one that cannot run here.
+const char* fusewright_cpu_selected();
+
+// Names of the tables this machine can run, best first, separated by commas.
+const char* fusewright_cpu_available();
+
+#pragma GCC visibility pop
+}

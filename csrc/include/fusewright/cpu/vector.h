@@ -1,0 +1,191 @@
+// One vector of float32 lanes in the widest register of the instruction set that the source is compiled for.
+//
+// Each CPU source is compiled once per instruction set with FUSEWRIGHT_ISA naming its namespace, so no two
+// instruction sets share a symbol: an inline function with one name in two of them could be merged by the linker
+// into the AVX-512 copy, which then runs on a machine that has none. For the same reason these files include no
+// standard C++ template. Arithmetic is GCC/Clang vector extensions; intrinsics appear only in conversions.
+#pragma once
+
+#ifndef FUSEWRIGHT_ISA
+#error "compile with -DFUSEWRIGHT_ISA=<namespace>"
+#endif
+
+#define FUSEWRIGHT_STRING(name) #name
+#define FUSEWRIGHT_EXPANDED_STRING(name) FUSEWRIGHT_STRING(name)
+#define FUSEWRIGHT_ISA_NAME FUSEWRIGHT_EXPANDED_STRING(FUSEWRIGHT_ISA)
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "fusewright/row_view.h"
+
+namespace fusewright::FUSEWRIGHT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+
+constexpr int lanes = vector_bytes / 4;
+
+typedef float Float __attribute__((vector_size(vector_bytes)));
+typedef int32_t Int __attribute__((vector_size(vector_bytes)));
+typedef uint32_t UInt __attribute__((vector_size(vector_bytes)));
+typedef uint16_t Short __attribute__((vector_size(vector_bytes / 2)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline Float broadcast(float value) { return value - Float{}; }
+
+// mask ? a : b; a mask lane is all ones or all zeros, as vector comparisons give.
+inline Float select(Int mask, Float a, Float b) {
+  return bit_cast<Float>((mask & bit_cast<Int>(a)) | (~mask & bit_cast<Int>(b)));
+}
+
+// The second operand where the first is NaN or not greater, as the hardware's maximum.
+inline Float maximum(Float a, Float b) { return a > b ? a : b; }
+
+// ---- conversion to and from float32 ----
+
+inline Float to_float(Float vector) { return vector; }
+
+inline Float bfloat16_to_float(Short bits) { return bit_cast<Float>(__builtin_convertvector(bits, UInt) << 16); }
+
+inline Float float16_to_float(Short bits) {
+#if defined(__AVX512F__)
+  return bit_cast<Float>(_mm512_cvtph_ps(bit_cast<__m256i>(bits)));
+#elif defined(__F16C__)
+  return bit_cast<Float>(_mm256_cvtph_ps(bit_cast<__m128i>(bits)));
+#else
+  // Shift exponent and mantissa into place and rescale by 2^112, which also normalises subnormals; Inf and NaN
+  // come out at 2^16 and above and get their exponent back.
+  const UInt word = __builtin_convertvector(bits, UInt);
+  const Float scaled = bit_cast<Float>((word & 0x7fff) << 13) * 0x1p112f;
+  const UInt special = bit_cast<UInt>(scaled >= 65536.0f) & 0x7f800000u;
+  return bit_cast<Float>(bit_cast<UInt>(scaled) | special | ((word & 0x8000) << 16));
+#endif
+}
+
+// Round to nearest even. With AVX512-BF16 the hardware's conversion takes float32 subnormals as zero.
+inline Short float_to_bfloat16(Float value) {
+#if defined(__AVX512BF16__)
+  return bit_cast<Short>(_mm512_cvtneps_pbh(bit_cast<__m512>(value)));
+#else
+  const UInt word = bit_cast<UInt>(value);
+  const UInt rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  const UInt quiet_nan = (word >> 16) | 0x40;
+  const UInt is_nan = bit_cast<UInt>(value != value);
+  return __builtin_convertvector((rounded & ~is_nan) | (quiet_nan & is_nan), Short);
+#endif
+}
+
+inline Short float_to_float16(Float value) {
+#if defined(__AVX512F__)
+  return bit_cast<Short>(_mm512_cvtps_ph(bit_cast<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  return bit_cast<Short>(_mm256_cvtps_ph(bit_cast<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
+#else
+  const UInt word = bit_cast<UInt>(value);
+  const UInt sign = (word >> 16) & 0x8000;
+  const UInt magnitude = word & 0x7fffffff;
+  // Normal result: rebias the exponent by -112 and round the 13 dropped bits to nearest even.
+  const UInt normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Subnormal result: adding 0.5 aligns the last kept bit with the last bit of the sum, which rounds it.
+  const UInt subnormal = bit_cast<UInt>(bit_cast<Float>(magnitude) + 0.5f) - 0x3f000000;
+  const UInt is_subnormal = bit_cast<UInt>(magnitude < (113u << 23));
+  const UInt is_overflow = bit_cast<UInt>(magnitude >= 0x477ff000);
+  const UInt is_nan = bit_cast<UInt>(magnitude > 0x7f800000);
+  UInt result = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  result = (result & ~is_overflow) | (is_overflow & 0x7c00);
+  result = (result & ~is_nan) | (is_nan & (0x7e00 | ((magnitude >> 13) & 0x3ff)));
+  return __builtin_convertvector(result | sign, Short);
+#endif
+}
+
+// ---- loads and stores at any alignment ----
+
+inline Float load(const float* source) {
+  Float vector;
+  memcpy(&vector, source, sizeof(vector));
+  return vector;
+}
+inline Float load(const BFloat16* source) {
+  Short bits;
+  memcpy(&bits, source, sizeof(bits));
+  return bfloat16_to_float(bits);
+}
+inline Float load(const Float16* source) {
+  Short bits;
+  memcpy(&bits, source, sizeof(bits));
+  return float16_to_float(bits);
+}
+
+inline void store(float* target, Float value) { memcpy(target, &value, sizeof(value)); }
+inline void store(BFloat16* target, Float value) {
+  const Short bits = float_to_bfloat16(value);
+  memcpy(target, &bits, sizeof(bits));
+}
+inline void store(Float16* target, Float value) {
+  const Short bits = float_to_float16(value);
+  memcpy(target, &bits, sizeof(bits));
+}
+
+// The first `count` lanes; the others are zero. `count` < lanes.
+template <class T>
+inline Float load_partial(const T* source, int64_t count) {
+  T buffer[lanes] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = source[i];
+  return load(buffer);
+}
+
+template <class T>
+inline void store_partial(T* target, Float value, int64_t count) {
+  T buffer[lanes];
+  store(buffer, value);
+  for (int64_t i = 0; i < count; ++i) target[i] = buffer[i];
+}
+
+// All ones in the first `count` lanes.
+inline Int first_lanes(int64_t count) {
+  Int index;
+  for (int i = 0; i < lanes; ++i) index[i] = i;
+  return index < static_cast<int32_t>(count);
+}
+
+// Sum over lanes in pairs, the same order for every caller.
+inline float sum_lanes(Float vector) {
+  float values[lanes];
+  memcpy(values, &vector, sizeof(values));
+  for (int width = lanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) values[i] += values[i + width];
+  }
+  return values[0];
+}
+
+inline float maximum_lanes(Float vector) {
+  float result = vector[0];
+  for (int i = 1; i < lanes; ++i) result = vector[i] > result ? vector[i] : result;
+  return result;
+}
+
+}  // namespace fusewright::FUSEWRIGHT_ISA

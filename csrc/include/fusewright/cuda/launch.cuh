@@ -1,0 +1,102 @@
+// Host side of a launch: what the device offers, which rows take vector accesses, grid sizes.
+// Nothing here allocates, synchronises or reads device memory, so a launch can be captured in a CUDA graph.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+
+#include "fusewright/row_view.h"
+
+namespace fusewright::cuda {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A grid of at least `blocks` blocks, more than the 2^31 - 1 along x where need be; block_index() counts them.
+inline dim3 grid_of(int64_t blocks) {
+  const int64_t along_x = std::min<int64_t>(blocks, 2147483647);
+  return dim3(static_cast<unsigned>(along_x), static_cast<unsigned>(ceil_div(blocks, along_x)));
+}
+
+__device__ __forceinline__ int64_t block_index() {
+  return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
+}
+
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // dynamic shared memory a block may ask for
+};
+
+inline cudaError_t query_device(DeviceLimits& limits) {
+  int device = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  // Reductions take up to 1 KiB of static shared memory beside the dynamic part.
+  limits.shared_bytes -= 1024;
+  return error;
+}
+
+constexpr int64_t size_of(DataType dtype) { return dtype == DataType::float32 ? 4 : 2; }
+
+inline bool is_aligned(const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
+
+// Whether every row of `view` can be accessed in vectors of `width` elements; an absent operand can.
+inline bool takes_vectors(const RowView& view, int64_t width) {
+  if (view.data == nullptr) return true;
+  const int64_t bytes = std::min<int64_t>(16, width * size_of(view.dtype));
+  if (!view.unit_inner_stride() || !is_aligned(view.data, bytes)) return false;
+  for (int dim = 0; dim < view.outer_dims; ++dim) {
+    if (view.outer_stride[dim] * size_of(view.dtype) % bytes != 0) return false;
+  }
+  return true;
+}
+
+inline bool take_vectors(std::initializer_list<const RowView*> views, int64_t columns, int64_t width) {
+  return columns % width == 0 &&
+         std::all_of(views.begin(), views.end(), [&](const RowView* view) { return takes_vectors(*view, width); });
+}
+
+// Whether one stride leads from column to column in every operand.
+inline bool have_one_stride(std::initializer_list<const RowView*> views) {
+  return std::all_of(views.begin(), views.end(), [](const RowView* view) { return view->inner_dims <= 1; });
+}
+
+// Whether a kernel for type `dtype` can read or write `view`: activations are of that type or float32.
+inline bool is_stream_of(const RowView& view, DataType dtype) {
+  return view.data == nullptr || view.dtype == dtype || view.dtype == DataType::float32;
+}
+
+// Threads of a block that holds a row, `elements` of it in each thread.
+inline int threads_for_row(int64_t columns, int64_t elements) {
+  return static_cast<int>(ceil_div(ceil_div(columns, elements), 32) * 32);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, void* stream,
+                   const Arguments&... arguments) {
+  // More than 48 KiB has to be asked for.
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  // The runtime keeps a failed launch as its last error, where a later, unrelated check would find it.
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+}  // namespace fusewright::cuda

@@ -1,0 +1,29 @@
+// Entries of the CUDA library. Plain C++: includable where neither torch nor the CUDA toolkit is present.
+// Every entry enqueues on `stream` (a cudaStream_t) and returns a cudaError_t as int; 0 is success.
+#pragma once
+
+#include <cstdint>
+
+#include "fusewright/normalization.h"
+#include "fusewright/softmax.h"
+
+extern "C" {
+
+// The CUDA runtime's description of an error code.
+const char* fusewright_cuda_error_string(int error);
+
+// The kernel's type is that of input. residual and new_residual have that type or float32.
+int fusewright_cuda_norm_forward(const fusewright::NormForwardParams* params, void* stream);
+
+// The kernel's type is that of grad_output; stream and every other (M, N) tensor has that type or float32.
+// `workspace` holds the bytes that fusewright_cuda_norm_backward_workspace tells for the same params on the same
+// device, aligned to 16; it may be nullptr if that is 0.
+int fusewright_cuda_norm_backward(const fusewright::NormBackwardParams* params, float* workspace, void* stream);
+int fusewright_cuda_norm_backward_workspace(const fusewright::NormBackwardParams* params, int64_t* bytes);
+
+// The kernel's type is that of input; output has that type or float32.
+int fusewright_cuda_softmax_forward(const fusewright::SoftmaxForwardParams* params, void* stream);
+
+// The kernel's type is that of grad_input; grad_output and output have that type or float32.
+int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* params, void* stream);
+}

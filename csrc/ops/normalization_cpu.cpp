@@ -1,0 +1,147 @@
+// CPU kernels of the normalisation ops, attached to the schemas of fusewright_kernels/library.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "fusewright/cpu/kernels.h"
+#include "normalization_params.h"
+#include "parallel.h"
+
+namespace fusewright::ops {
+namespace {
+
+// A parameter as adjacent float32 with the offset added: itself where it is that already.
+class FloatParameter {
+ public:
+  FloatParameter(const CpuKernels& kernels, const RowView& view, int64_t columns, float offset) {
+    if (view.data == nullptr) return;
+    if (view.dtype == DataType::float32 && view.unit_inner_stride() && offset == 0.0f) {
+      values_ = static_cast<const float*>(view.data);
+      return;
+    }
+    converted_.reset(new float[columns]);
+    kernels.parameter_to_float(view, columns, offset, converted_.get());
+    values_ = converted_.get();
+  }
+  const float* values() const { return values_; }
+
+ private:
+  const float* values_ = nullptr;
+  std::unique_ptr<float[]> converted_;
+};
+
+void run_forward(const NormForwardParams& params) {
+  if (params.rows == 0 || params.columns == 0) return;
+  const CpuKernels& kernels = cpu_kernels();
+  const FloatParameter weight(kernels, params.weight, params.columns, params.weight_offset);
+  const FloatParameter bias(kernels, params.bias, params.columns, 0.0f);
+  parallel_rows(params.rows, params.columns, [&](int64_t begin, int64_t end) {
+    kernels.norm_forward(params, weight.values(), bias.values(), begin, end);
+  });
+}
+
+// Chunks of rows with one partial sum each. Their number depends on the shape alone, so a gradient has the same bits
+// for every number of threads; it feeds 64 threads and keeps the partial sums below an eighth of the input.
+constexpr int64_t most_chunks = 64;
+constexpr int64_t least_rows_per_chunk = 16;
+
+void run_backward(const NormBackwardParams& params) {
+  const CpuKernels& kernels = cpu_kernels();
+  const int64_t columns = params.columns;
+  const bool sums_wanted = params.grad_weight.data != nullptr || params.grad_bias.data != nullptr;
+  const int64_t rows_per_chunk =
+      std::max(least_rows_per_chunk, (params.rows + most_chunks - 1) / most_chunks);
+  const int64_t chunks = (params.rows + rows_per_chunk - 1) / rows_per_chunk;
+  const FloatParameter weight(kernels, params.weight, columns, params.weight_offset);
+  std::unique_ptr<float[]> weight_sums, bias_sums;
+  if (params.grad_weight.data != nullptr) weight_sums.reset(new float[chunks * columns]);
+  if (params.grad_bias.data != nullptr) bias_sums.reset(new float[chunks * columns]);
+  if (columns > 0) {
+    const auto chunk_sums = [&](float* sums, int64_t chunk) { return sums == nullptr ? nullptr : sums + chunk * columns; };
+    parallel_rows(chunks, rows_per_chunk * columns, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        kernels.norm_backward(params, weight.values(), chunk * rows_per_chunk,
+                              std::min(params.rows, (chunk + 1) * rows_per_chunk),
+                              chunk_sums(weight_sums.get(), chunk), chunk_sums(bias_sums.get(), chunk));
+      }
+    });
+  }
+  if (!sums_wanted) return;
+  parallel_rows(columns, chunks, [&](int64_t begin, int64_t end) {
+    if (weight_sums) kernels.norm_backward_reduce(weight_sums.get(), chunks, columns, params.grad_weight, begin, end);
+    if (bias_sums) kernels.norm_backward_reduce(bias_sums.get(), chunks, columns, params.grad_bias, begin, end);
+  });
+}
+
+std::tuple<Tensor, Tensor> norm_forward(Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias,
+                                        int64_t normalized_ndim, double eps, bool center, double weight_offset,
+                                        bool save_statistics) {
+  NormForwardParams params = norm_forward_params(input, weight, bias, normalized_ndim, eps, center, weight_offset);
+  Tensor output = empty_like(input, input.scalar_type());
+  Tensor statistics = empty_statistics(params, save_statistics, input);
+  params.output = output.data_ptr();
+  if (save_statistics) params.statistics = static_cast<float*>(statistics.data_ptr());
+  run_forward(params);
+  return {output, statistics};
+}
+
+void norm_forward_out(Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias, int64_t normalized_ndim,
+                      double eps, bool center, double weight_offset, Tensor output) {
+  NormForwardParams params = norm_forward_params(input, weight, bias, normalized_ndim, eps, center, weight_offset);
+  params.output = output.data_ptr();
+  run_forward(params);
+}
+
+std::tuple<Tensor, Tensor, Tensor> add_norm_forward(Tensor input, Tensor residual, std::optional<Tensor> weight,
+                                                    std::optional<Tensor> bias, std::optional<Tensor> seed,
+                                                    int64_t normalized_ndim, double eps, bool center,
+                                                    double weight_offset, double dropout_p, ScalarType residual_type,
+                                                    bool save_statistics) {
+  NormForwardParams params = norm_forward_params(input, weight, bias, normalized_ndim, eps, center, weight_offset);
+  params.residual = row_view(residual, normalized_ndim);
+  set_dropout(seed, dropout_p, &params.seed, &params.keep_threshold, &params.keep_scale);
+  Tensor output = empty_like(input, input.scalar_type());
+  Tensor new_residual = empty_like(input, residual_type);
+  Tensor statistics = empty_statistics(params, save_statistics, input);
+  params.output = output.data_ptr();
+  params.new_residual = row_view(new_residual, normalized_ndim);
+  if (save_statistics) params.statistics = static_cast<float*>(statistics.data_ptr());
+  run_forward(params);
+  return {output, new_residual, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_backward(Tensor grad_output, Tensor input, Tensor statistics,
+                                                 std::optional<Tensor> weight, std::optional<Tensor> bias,
+                                                 int64_t normalized_ndim, bool center, double weight_offset,
+                                                 bool need_input, bool need_weight, bool need_bias) {
+  NormBackwardResult result = norm_backward_params(
+      grad_output, std::nullopt, input, statistics, weight, bias, std::nullopt, normalized_ndim, center, weight_offset,
+      0.0, input.scalar_type(), std::nullopt, need_input, false, need_weight, need_bias);
+  run_backward(result.params);
+  return {result.grad_input, result.grad_weight, result.grad_bias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(
+    Tensor grad_output, std::optional<Tensor> grad_new_residual, Tensor new_residual, Tensor statistics,
+    std::optional<Tensor> weight, std::optional<Tensor> bias, std::optional<Tensor> seed, int64_t normalized_ndim,
+    bool center, double weight_offset, double dropout_p, ScalarType input_type, ScalarType residual_type,
+    bool need_input, bool need_residual, bool need_weight, bool need_bias) {
+  NormBackwardResult result = norm_backward_params(
+      grad_output, grad_new_residual, new_residual, statistics, weight, bias, seed, normalized_ndim, center,
+      weight_offset, dropout_p, input_type, residual_type, need_input, need_residual, need_weight, need_bias);
+  run_backward(result.params);
+  return {result.grad_input, result.grad_residual, result.grad_weight, result.grad_bias};
+}
+
+}  // namespace
+}  // namespace fusewright::ops
+
+STABLE_TORCH_LIBRARY_IMPL(fusewright, CPU, library) {
+  library.impl("norm_forward.cpu", TORCH_BOX(&fusewright::ops::norm_forward));
+  library.impl("norm_forward_out.cpu", TORCH_BOX(&fusewright::ops::norm_forward_out));
+  library.impl("norm_backward.cpu", TORCH_BOX(&fusewright::ops::norm_backward));
+  library.impl("add_norm_forward.cpu", TORCH_BOX(&fusewright::ops::add_norm_forward));
+  library.impl("add_norm_backward.cpu", TORCH_BOX(&fusewright::ops::add_norm_backward));
+}

@@ -1,0 +1,63 @@
+"""Argument checks with one error style: the argument, its value, what was expected.
+
+The two exception classes are also ``RuntimeError``, the class torch's own functions raise, so that code written
+against torch keeps catching them.
+"""
+
+import torch
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class ArgumentValueError(ValueError, RuntimeError):
+    """An argument has the right type and a value that cannot be served."""
+
+
+class ArgumentTypeError(TypeError, RuntimeError):
+    """An argument has the wrong type or dtype."""
+
+
+def value_error(argument: str, value: object, expected: str) -> ArgumentValueError:
+    return ArgumentValueError(f"{argument} is {value}, expected {expected}")
+
+
+def type_error(argument: str, value: object, expected: str) -> ArgumentTypeError:
+    return ArgumentTypeError(f"{argument} is {value}, expected {expected}")
+
+
+def floating_tensor(argument: str, tensor: object) -> None:
+    """``tensor`` is a dense floating-point tensor of a supported dtype."""
+    if not isinstance(tensor, torch.Tensor):
+        raise type_error(argument, f"a {type(tensor).__name__}", "a torch.Tensor")
+    if tensor.dtype not in FLOATING:
+        raise type_error(f"{argument}.dtype", tensor.dtype, "float32, bfloat16, float16 or float64")
+    if tensor.layout is not torch.strided:
+        raise type_error(f"{argument}.layout", tensor.layout, "torch.strided")
+
+
+def same_device(argument: str, tensor: torch.Tensor, other: str, reference: torch.Tensor) -> None:
+    if tensor.device != reference.device:
+        raise value_error(f"{argument}.device", tensor.device, f"{reference.device}, the device of {other}")
+
+
+def probability(argument: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise type_error(argument, f"a {type(value).__name__}", "a float in [0, 1]")
+    if not 0.0 <= value <= 1.0:
+        raise value_error(argument, value, "a float in [0, 1]")
+
+
+def output_buffer(out: object, input: torch.Tensor, dtype: torch.dtype) -> None:
+    """``out`` can take the result of an element-for-element call on ``input``."""
+    if not isinstance(out, torch.Tensor):
+        raise type_error("out", f"a {type(out).__name__}", "a torch.Tensor")
+    if out.shape != input.shape:
+        raise value_error("out.shape", tuple(out.shape), f"input's shape {tuple(input.shape)}")
+    if out.dtype is not dtype:
+        raise type_error("out.dtype", out.dtype, str(dtype))
+    same_device("out", out, "input", input)
+    if not out.is_contiguous():
+        raise value_error("out.stride()", out.stride(), "contiguous strides")
+    if torch.is_grad_enabled() and (out.requires_grad or input.requires_grad):
+        raise value_error("out", "given", "None where a gradient is wanted: out= does not support differentiation")

@@ -1,0 +1,166 @@
+"""Every operator schema and its fake (shape) function, in one place.
+
+An op is defined once per backend as an overload of one name, ``fusewright::norm_forward.cpu`` and so on, all with
+the same schema and the same fake. ``dispatch`` picks the overload in Python, so a traced graph names the kernel
+that will run, and the choice costs nothing inside the op. The default overload is the plain PyTorch formula: it
+exists without any binary, on every device, and is what the compiled overloads are compared with.
+
+Reference formulas and Triton kernels attach from Python; compiled kernels attach from C++ when their library loads.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "fusewright"
+COMPILED_BACKENDS = ("cuda", "triton", "cpu")
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_overloads: dict[tuple[str, str], torch._ops.OpOverload] = {}
+
+
+def _define(name: str, schema: str, fake: Callable) -> None:
+    for suffix in ("", *(f".{backend}" for backend in COMPILED_BACKENDS)):
+        _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", fake, lib=_library)
+    packet = getattr(torch.ops.fusewright, name)
+    _overloads[name, "reference"] = packet.default
+    for backend in COMPILED_BACKENDS:
+        _overloads[name, backend] = getattr(packet, backend)
+
+
+def attach_reference(name: str, implementation: Callable) -> None:
+    """Register the plain PyTorch formula as the default overload of op ``name``."""
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+
+
+def attach_triton(name: str, implementation: Callable, *, interpreted: bool) -> None:
+    """Register the Triton launcher of op ``name``.
+
+    Under the interpreter (``TRITON_INTERPRET=1``) kernels run on CPU tensors, so the overload serves those as well.
+    """
+    for key in ("CUDA", "CPU") if interpreted else ("CUDA",):
+        _library.impl(f"{name}.triton", implementation, key)
+
+
+def overload(name: str, backend: str) -> torch._ops.OpOverload:
+    """Op ``name`` as one backend runs it; ``"reference"`` is the default overload."""
+    return _overloads[name, backend]
+
+
+def _contiguous_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return tensor.new_empty(tensor.shape, dtype=dtype or tensor.dtype)
+
+
+def _gradient_or_empty(wanted: bool, like: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    """An op returns a 0-element tensor for a gradient that was not asked for."""
+    assert like is not None
+    return _contiguous_like(like, dtype) if wanted else like.new_empty((0,), dtype=dtype or like.dtype)
+
+
+def norm_statistics(input: Tensor, normalized_ndim: int, center: bool, save: bool) -> Tensor:
+    """Empty statistics of M rows, float32: (2, M) with rstd and mean if ``center``, else (1, M) with rstd.
+
+    ``M`` is the product of the leading sizes. (0,) if they are not to be saved.
+    """
+    if not save:
+        return input.new_empty((0,), dtype=torch.float32)
+    rows = math.prod(input.shape[: input.ndim - normalized_ndim])
+    return input.new_empty((2 if center else 1, rows), dtype=torch.float32)
+
+
+# norm: y = (x - mean) * rstd * (weight + weight_offset) + bias over the last normalized_ndim dimensions; layer
+# normalisation if center, else RMS normalisation, which has no mean. Weight and bias have the normalised shape.
+
+_define(
+    "norm_forward",
+    "(Tensor input, Tensor? weight, Tensor? bias, int normalized_ndim, float eps, bool center, float weight_offset,"
+    " bool save_statistics) -> (Tensor output, Tensor statistics)",
+    lambda input, weight, bias, normalized_ndim, eps, center, weight_offset, save_statistics: (
+        _contiguous_like(input),
+        norm_statistics(input, normalized_ndim, center, save_statistics),
+    ),
+)
+
+_define(
+    "norm_forward_out",
+    "(Tensor input, Tensor? weight, Tensor? bias, int normalized_ndim, float eps, bool center, float weight_offset,"
+    " Tensor(a!) output) -> ()",
+    lambda *args: None,
+)
+
+
+def _norm_backward_fake(
+    grad_output, input, statistics, weight, bias, normalized_ndim, center, weight_offset, need_input, need_weight,
+    need_bias,
+):  # fmt: skip
+    parameter = weight if weight is not None else bias if bias is not None else input
+    return (
+        _gradient_or_empty(need_input, input),
+        _gradient_or_empty(need_weight, parameter, None if weight is None else weight.dtype),
+        _gradient_or_empty(need_bias, parameter, None if bias is None else bias.dtype),
+    )
+
+
+_define(
+    "norm_backward",
+    "(Tensor grad_output, Tensor input, Tensor statistics, Tensor? weight, Tensor? bias, int normalized_ndim,"
+    " bool center, float weight_offset, bool need_input, bool need_weight, bool need_bias)"
+    " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
+    _norm_backward_fake,
+)
+
+# add_norm: new_residual = dropout(input) + residual, then norm of new_residual before its rounding to residual_dtype.
+# Dropout keeps element i of a row where philox_uint32(seed, row, i) >= dropout_p * 2^32, see philox.py.
+
+_define(
+    "add_norm_forward",
+    "(Tensor input, Tensor residual, Tensor? weight, Tensor? bias, Tensor? seed, int normalized_ndim, float eps,"
+    " bool center, float weight_offset, float dropout_p, ScalarType residual_dtype, bool save_statistics)"
+    " -> (Tensor output, Tensor new_residual, Tensor statistics)",
+    lambda input, residual, weight, bias, seed, normalized_ndim, eps, center, weight_offset, dropout_p, residual_dtype,
+    save_statistics: (
+        _contiguous_like(input),
+        _contiguous_like(input, residual_dtype),
+        norm_statistics(input, normalized_ndim, center, save_statistics),
+    ),
+)  # fmt: skip
+
+
+def _add_norm_backward_fake(
+    grad_output, grad_new_residual, new_residual, statistics, weight, bias, seed, normalized_ndim, center,
+    weight_offset, dropout_p, input_dtype, residual_dtype, need_input, need_residual, need_weight, need_bias,
+):  # fmt: skip
+    parameter = weight if weight is not None else bias if bias is not None else new_residual
+    return (
+        _gradient_or_empty(need_input, new_residual, input_dtype),
+        _gradient_or_empty(need_residual, new_residual, residual_dtype),
+        _gradient_or_empty(need_weight, parameter, None if weight is None else weight.dtype),
+        _gradient_or_empty(need_bias, parameter, None if bias is None else bias.dtype),
+    )
+
+
+_define(
+    "add_norm_backward",
+    "(Tensor grad_output, Tensor? grad_new_residual, Tensor new_residual, Tensor statistics, Tensor? weight,"
+    " Tensor? bias, Tensor? seed, int normalized_ndim, bool center, float weight_offset, float dropout_p,"
+    " ScalarType input_dtype, ScalarType residual_dtype, bool need_input, bool need_residual, bool need_weight,"
+    " bool need_bias) -> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)",
+    _add_norm_backward_fake,
+)
+
+_define(
+    "softmax_forward",
+    "(Tensor input, int dim, ScalarType output_dtype) -> Tensor",
+    lambda input, dim, output_dtype: _contiguous_like(input, output_dtype),
+)
+
+_define("softmax_forward_out", "(Tensor input, int dim, Tensor(a!) output) -> ()", lambda *args: None)
+
+_define(
+    "softmax_backward",
+    "(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype) -> Tensor",
+    lambda grad_output, output, dim, input_dtype: _contiguous_like(output, input_dtype),
+)

@@ -1,0 +1,53 @@
+"""What a normalisation call must look like; everything is checked before any kernel runs."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusewright_kernels.checks import LOW_PRECISION, floating_tensor, same_device, type_error, value_error
+
+
+def normalized_shape_of(input: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """``normalized_shape`` as a tuple, checked against the trailing sizes of ``input``."""
+    floating_tensor("input", input)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape:
+        raise value_error("normalized_shape", shape, "at least one dimension")
+    if input.shape[-len(shape) :] != shape:
+        raise value_error("normalized_shape", shape, f"the trailing sizes of input, whose shape is {tuple(input.shape)}")
+    return shape
+
+
+def parameter(name: str, tensor: Tensor | None, shape: tuple[int, ...], input: Tensor) -> None:
+    """``tensor``, a weight or a bias, is absent or fits ``input``."""
+    if tensor is None:
+        return
+    floating_tensor(name, tensor)
+    if tensor.shape != shape:
+        raise value_error(f"{name}.shape", tuple(tensor.shape), f"normalized_shape {shape}")
+    same_device(name, tensor, "input", input)
+    if (tensor.dtype is torch.float64) != (input.dtype is torch.float64):
+        raise type_error(f"{name}.dtype", tensor.dtype, f"a dtype that mixes with input's {input.dtype}")
+
+
+def epsilon(eps: object) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise type_error("eps", f"a {type(eps).__name__}", "a float >= 0")
+    if not 0.0 <= eps < math.inf:
+        raise value_error("eps", eps, "a finite float >= 0")
+
+
+def residual(tensor: Tensor, input: Tensor, residual_dtype: torch.dtype) -> None:
+    floating_tensor("residual", tensor)
+    if tensor.shape != input.shape:
+        raise value_error("residual.shape", tuple(tensor.shape), f"input's shape {tuple(input.shape)}")
+    same_device("residual", tensor, "input", input)
+    for name, dtype in (("residual.dtype", tensor.dtype), ("residual_dtype", residual_dtype)):
+        if dtype not in (input.dtype, torch.float32) or (input.dtype is torch.float64) != (dtype is torch.float64):
+            raise type_error(name, dtype, f"input's {input.dtype}" + _or_float32(input.dtype))
+
+
+def _or_float32(dtype: torch.dtype) -> str:
+    return " or float32" if dtype in LOW_PRECISION else ""

@@ -1,0 +1,213 @@
+"""How each library is compiled: compilers, flags, sources. Where the results are kept is ``build_cache``'s concern."""
+
+import functools
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+# The oldest torch whose stable ABI the ops libraries use; they load in every later one.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+
+# One table of CPU kernels each; see csrc/cpu/select.cpp for what a machine must have.
+_X86_ISA_FLAGS = {
+    "generic": ("-march=x86-64-v2",),
+    "avx2": ("-march=x86-64-v3",),
+    "avx512": ("-march=x86-64-v4",),
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "amx": ("-march=sapphirerapids",),
+}
+
+# No -ffast-math: linking with it changes the floating-point mode of the whole process.
+# GCC 12 warns of uninitialised variables inside its own AVX-512 headers, hence the one exception.
+_CXX_FLAGS = (
+    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+    "-Wall", "-Wextra", "-Wno-maybe-uninitialized",
+)  # fmt: skip
+
+SANITIZER_FLAGS = {
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"),
+    "thread": ("-fsanitize=thread", "-g"),
+}
+
+
+class ToolchainError(RuntimeError):
+    """A compiler is missing, or a library has no meaning on this machine."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """One source to one object."""
+
+    source: Path
+    object_name: str
+    command: tuple[str, ...]  # without source, output and dependency file
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a library's bits but the contents of its sources."""
+
+    name: str
+    filename: str
+    compiler_identity: str
+    compilations: tuple[Compilation, ...]
+    link: tuple[str, ...]  # command and flags; objects and output are added
+    source_folders: tuple[str, ...]  # below csrc, hashed whole
+    depends_on: tuple[str, ...] = ()
+
+
+def source_root() -> Path:
+    """The folder csrc: package data of an installation, or the checkout's."""
+    installed = _PACKAGE / "csrc"
+    return installed if installed.is_dir() else _PACKAGE.parents[1] / "csrc"
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def cxx_compiler() -> str:
+    """The C++ compiler: ``CXX``, else g++, else clang++.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    forced = os.environ.get("CXX")
+    for candidate in (forced,) if forced else ("g++", "clang++"):
+        found = shutil.which(candidate)
+        if found:
+            return found
+    raise ToolchainError(f"no C++ compiler found ({forced or 'g++, clang++'}): install one or set CXX")
+
+
+@functools.cache
+def nvcc_compiler() -> str:
+    """nvcc: ``FUSEWRIGHT_NVCC``, else that of ``CUDA_HOME``, of ``PATH``, of the PyPI packages of CUDA 13.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    candidates: list[str | None] = [os.environ.get("FUSEWRIGHT_NVCC")]
+    if candidates[0] is None:
+        home = os.environ.get("CUDA_HOME")
+        candidates = [f"{home}/bin/nvcc" if home else None, "nvcc"]
+        wheel = importlib.util.find_spec("nvidia")
+        if wheel is not None and wheel.submodule_search_locations:
+            candidates += [f"{folder}/cu13/bin/nvcc" for folder in wheel.submodule_search_locations]
+    for candidate in candidates:
+        found = shutil.which(candidate) if candidate else None
+        if found:
+            return found
+    raise ToolchainError("no nvcc found: set FUSEWRIGHT_NVCC or CUDA_HOME, or install nvidia-cuda-nvcc")
+
+
+@functools.cache
+def _identity(compiler: str) -> str:
+    return _run(compiler, "--version").strip()
+
+
+def _sanitizer_flags() -> tuple[str, ...]:
+    sanitizer = os.environ.get("FUSEWRIGHT_SANITIZER")
+    return SANITIZER_FLAGS[sanitizer] if sanitizer else ()
+
+
+def _include() -> tuple[str, ...]:
+    return ("-I", str(source_root() / "include"))
+
+
+def _cpu() -> Recipe:
+    compiler = cxx_compiler()
+    base = (compiler, *_CXX_FLAGS, *_sanitizer_flags(), *_include())
+    folder = source_root() / "cpu"
+    isa_flags = _X86_ISA_FLAGS if platform.machine() == "x86_64" else {"generic": ()}
+    compilations = [
+        Compilation(source, f"{source.stem}.{isa}.o", (*base, *flags, f"-DFUSEWRIGHT_ISA={isa}"))
+        for source in sorted(folder.glob("*.cpp"))
+        if source.stem != "select"
+        for isa, flags in isa_flags.items()
+    ]
+    compilations.append(Compilation(folder / "select.cpp", "select.o", (*base, *isa_flags["generic"])))
+    link = (compiler, "-shared", "-Wl,-soname,libfusewright_cpu.so", *_sanitizer_flags())
+    return Recipe(
+        "cpu", "libfusewright_cpu.so", _identity(compiler), tuple(compilations), link, ("cpu", "include"),
+    )  # fmt: skip
+
+
+def cuda_architectures() -> list[str]:
+    """Targets of the CUDA kernels, as in ``FUSEWRIGHT_CUDA_ARCHS="80;90a"``, the default."""
+    return os.environ.get("FUSEWRIGHT_CUDA_ARCHS", "80;90a").split(";")
+
+
+def _cuda() -> Recipe:
+    compiler = nvcc_compiler()
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_architectures()]
+    flags = ("-std=c++20", "-O3", *targets, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static")
+    folder = source_root() / "cuda"
+    command = (compiler, *flags, "--resource-usage", *_include())
+    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.rglob("*.cu")))
+    link = (compiler, *flags, "-shared", "-Xlinker", "-soname,libfusewright_cuda.so")
+    return Recipe("cuda", "libfusewright_cuda.so", _identity(compiler), compilations, link, ("cuda", "include"))
+
+
+def _ops(device: str) -> Recipe:
+    # Found without importing torch's extension machinery, which insists on a CUDA build of torch for CUDA sources.
+    torch = importlib.util.find_spec("torch")
+    if torch is None or not torch.submodule_search_locations:
+        raise ToolchainError("torch is not installed")
+    torch_folder = Path(next(iter(torch.submodule_search_locations)))
+    compiler = cxx_compiler()
+    folder = source_root() / "ops"
+    command = (
+        compiler, *_CXX_FLAGS, *_sanitizer_flags(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        "-isystem", str(torch_folder / "include"), *_include(),
+    )  # fmt: skip
+    compilations = tuple(
+        Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.glob(f"*_{device}.cpp"))
+    )
+    # libtorch.so pulls in the parts a build of torch has; Python loads them with local symbols, so it must be named.
+    link = (
+        compiler, "-shared", *_sanitizer_flags(), "-L", str(torch_folder / "lib"), "-Wl,--no-as-needed", "-ltorch",
+    )  # fmt: skip
+    name = f"ops_{device}"
+    return Recipe(
+        name, f"libfusewright_{name}.so", _identity(compiler), compilations, link, ("ops", "include"), (device,),
+    )  # fmt: skip
+
+
+def _host() -> Recipe:
+    import pybind11
+
+    compiler = cxx_compiler()
+    command = (
+        compiler, *_CXX_FLAGS, "-pthread", "-isystem", pybind11.get_include(),
+        "-isystem", sysconfig.get_paths()["include"], *_include(),
+    )  # fmt: skip
+    folder = source_root() / "host"
+    isa_flags = _X86_ISA_FLAGS if platform.machine() == "x86_64" else {"generic": ()}
+    # Probes use the widest registers of the instruction set they name, so each is compiled for its own.
+    compilations = [Compilation(folder / "host.cpp", "host.o", (*command, *isa_flags["generic"]))]
+    compilations += [
+        Compilation(folder / "probe.cpp", f"probe.{isa}.o", (*command, *flags, f"-DFUSEWRIGHT_ISA={isa}"))
+        for isa, flags in isa_flags.items()
+    ]
+    filename = f"fusewright_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    link = (compiler, "-shared", "-pthread")
+    return Recipe("host", filename, _identity(compiler), tuple(compilations), link, ("host", "include"))
+
+
+LIBRARIES: dict[str, Callable[[], Recipe]] = {
+    "cpu": _cpu,
+    "ops_cpu": lambda: _ops("cpu"),
+    "host": _host,
+    "cuda": _cuda,
+    "ops_cuda": lambda: _ops("cuda"),
+}

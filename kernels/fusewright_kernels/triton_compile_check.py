@@ -1,0 +1,175 @@
+"""Compiles the Triton kernels ahead of time, with no GPU, and fails on a register spill.
+
+    python -m fusewright_kernels.triton_compile_check
+
+Every kernel is compiled for sm_80 and sm_90 in every tile that its launcher can choose, with all of its optional
+operands, since those are what fills the registers. The wheel's own cuobjdump reads the result.
+"""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusewright_kernels.normalization import tiles as norm_tiles
+from fusewright_kernels.softmax import tiles as softmax_tiles
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile
+
+ARCHITECTURES = (80, 90)
+LONGEST_COLUMNS = 131072
+
+# How a call's operands lie in memory, as a launch would specialise for it: rows of adjacent elements, or a view with
+# three row dimensions and strided columns.
+CONTIGUOUS, STRIDED = "contiguous", "strided"
+
+
+class Case(NamedTuple):
+    """One compilation. ``dtype`` is that of activations; parameters are float32, the widest that mixes with it."""
+
+    kernel: Any
+    tile: Tile
+    dtype: str
+    layout: str
+    flags: dict[str, bool]
+
+
+class Usage(NamedTuple):
+    registers: int
+    stack: int
+    local: int
+
+
+_FLOAT32_POINTERS = ("p_weight", "p_bias", "p_statistics", "p_weight_partial", "p_bias_partial", "p_partial")
+
+
+def cases() -> Iterator[Case]:
+    from fusewright_kernels.normalization import triton_kernels_backward, triton_kernels_forward
+    from fusewright_kernels.softmax import triton_kernels as softmax_kernels
+
+    center = {"CENTER": True}
+    for layout in (CONTIGUOUS, STRIDED):
+        unit_columns = layout == CONTIGUOUS
+        for module, name, tile_of in (
+            (triton_kernels_forward, "norm_forward", norm_tiles.forward_tile),
+            (triton_kernels_backward, "norm_backward", norm_tiles.backward_tile),
+        ):
+            tiles = _every_tile(functools.partial(tile_of, unit_columns=unit_columns))
+            yield from _cases_of(module, name, tiles, layout, center)
+        yield from _in_every_dtype(
+            triton_kernels_backward.norm_backward_parameter_kernel, norm_tiles.PARAMETER, layout, center
+        )
+        for last_dim in (True, False) if layout == STRIDED else (True,):
+            tiles = _every_tile(functools.partial(softmax_tiles.tile, last_dim=last_dim, unit_columns=unit_columns))
+            for name in ("softmax_forward", "softmax_backward"):
+                yield from _cases_of(softmax_kernels, name, tiles, layout, {})
+    column_sum = Tile(1, norm_tiles.COLUMN_SUM_BLOCK_N, norm_tiles.COLUMN_SUM_WARPS, whole_rows=False)
+    yield from _in_every_dtype(triton_kernels_backward.norm_backward_column_sum_kernel, column_sum, CONTIGUOUS, {})
+
+
+def _every_tile(tile_of: Callable[[int], Tile]) -> list[Tile]:
+    """Every tile that rows of up to LONGEST_COLUMNS columns can get, each once, the loop's last."""
+    return list(dict.fromkeys(tile_of(1 << exponent) for exponent in range(LONGEST_COLUMNS.bit_length())))
+
+
+def _cases_of(module: Any, name: str, tiles: list[Tile], layout: str, flags: dict[str, bool]) -> Iterator[Case]:
+    """Every tile in bf16; the two that hold most, the longest whole rows and the loop, in every dtype."""
+    row_kernel, loop_kernel = getattr(module, f"{name}_row_kernel"), getattr(module, f"{name}_loop_kernel")
+    *whole_rows, loop = tiles
+    for tile in whole_rows[:-1]:
+        yield Case(row_kernel, tile, "bf16", layout, flags)
+    yield from _in_every_dtype(row_kernel, whole_rows[-1], layout, flags)
+    yield from _in_every_dtype(loop_kernel, loop, layout, flags)
+
+
+def _in_every_dtype(kernel: Any, tile: Tile, layout: str, flags: dict[str, bool]) -> Iterator[Case]:
+    for dtype in ("bf16", "fp16", "fp32"):
+        yield Case(kernel, tile, dtype, layout, flags)
+
+
+def source_of(case: Case) -> Any:
+    """The kernel with its arguments typed and specialised as a launch would."""
+    from triton.compiler import ASTSource
+
+    constants: dict[str, Any] = {
+        "BLOCK_M": case.tile.block_m,
+        "BLOCK_N": case.tile.block_n,
+        "ROW_DIMS": 1 if case.layout == CONTIGUOUS else 3,
+        "GROUP": norm_tiles.COLUMN_SUM_GROUP,
+        "BLOCK_P": norm_tiles.COLUMN_SUM_BLOCK_P,
+        **case.flags,
+    }
+    signature: dict[str, str] = {}
+    constexprs: dict[str, Any] = {}
+    divisible_by_16 = {}
+    for position, name in enumerate(case.kernel.arg_names):
+        unit_stride = case.layout == CONTIGUOUS and (name.endswith("_n") or name in ("stride_weight", "stride_bias"))
+        if name in constants or unit_stride:
+            signature[name] = "constexpr"
+            constexprs[name] = constants.get(name, 1)
+            continue
+        signature[name] = _argument_type(name, case.dtype)
+        row_stride = name.startswith("stride_") and not unit_stride and case.layout == CONTIGUOUS
+        if signature[name].startswith("*") or name == "N" or row_stride:
+            divisible_by_16[(position,)] = [["tt.divisibility", 16]]
+    return ASTSource(case.kernel, signature, constexprs, divisible_by_16)
+
+
+def _argument_type(name: str, dtype: str) -> str:
+    if name == "p_seed":
+        return "*i64"
+    if name.startswith("p_"):
+        return "*fp32" if name in _FLOAT32_POINTERS else f"*{dtype}"
+    if name in ("eps", "weight_offset", "keep_scale"):
+        return "fp32"
+    return "i64" if name == "keep_threshold" else "i32"
+
+
+def usage_of(case: Case, architecture: int) -> Usage:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    compiled = triton.compile(
+        source_of(case),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": case.tile.num_warps, **LAUNCH_OPTIONS},
+    )
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(cuobjdump), "--dump-resource-usage", file.name]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump's report names no registers: {report}")
+    return Usage(*map(int, found.groups()))
+
+
+def main() -> int:
+    if INTERPRETED:
+        print("TRITON_INTERPRET is set: kernels are Python functions and cannot be compiled. Unset it.", file=sys.stderr)
+        return 2
+    print(f"{'kernel':40} {'tile':>12} warps dtype {'layout':10} arch registers stack local")
+    compiled = spilled = 0
+    for case in cases():
+        for architecture in ARCHITECTURES:
+            usage = usage_of(case, architecture)
+            compiled += 1
+            spills = usage.stack > 0 or usage.local > 0
+            spilled += spills
+            if spills or os.environ.get("V"):
+                print(
+                    f"{case.kernel.__name__:40} {case.tile.block_m:>5} x {case.tile.block_n:<5} {case.tile.num_warps:4}"
+                    f"  {case.dtype:5} {case.layout:10} sm_{architecture} {usage.registers:8} {usage.stack:5}"
+                    f" {usage.local:5}{'  SPILLS' if spills else ''}"
+                )
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
