@@ -29,7 +29,7 @@ class Target:
 
     def tensor(self, *size: int, dtype: torch.dtype = torch.float32, seed: int = 0, **keywords: Any) -> Tensor:
         """Normal values that are the same on every device."""
-        values = torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        values = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return values.to(dtype).to(self.device).requires_grad_(keywords.get("requires_grad", False))
 
 
@@ -97,9 +97,7 @@ def with_gradients(function: Any, inputs: Sequence[Tensor], seed: int = 9) -> li
     results = function(*leaves)
     results = [results] if isinstance(results, Tensor) else list(results)
     generator = torch.Generator().manual_seed(seed)
-    cotangents = [
-        torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result) for result in results
-    ]
+    cotangents = [torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result) for result in results]
     return [result.detach() for result in results] + list(torch.autograd.grad(results, leaves, cotangents))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fusewright_bench import accuracy, cli, compare, harness, memory, roofline, run, selection, verdicts
-from fusewright_bench.case import Case, Provider, bind_call
+from fusewright_bench.case import Case, Cost, Provider, bind_call
 from fusewright_bench.cases import OPERATIONS
 from fusewright_bench.report import json_file, markdown, table, terminal
 from fusewright_bench.results import Results, Row
@@ -162,6 +162,35 @@ def test_queries_of_a_packed_projection_are_a_strided_view() -> None:
     assert tensor.shape == shape.sizes and not tensor.is_contiguous() and tensor.stride(-1) == 1
 
 
+class FakeHost:
+    """The compiled probes of a machine with known limits and no tile unit."""
+
+    def copy_bandwidth(self, bytes: int, threads: int) -> float:
+        return 10.0 * threads
+
+    def read_bandwidth(self, bytes: int, threads: int) -> float:
+        return 15.0 * threads
+
+    def fma_peak(self, threads: int) -> float:
+        return 100.0 * threads
+
+    def amx_peak(self, threads: int) -> float:
+        return 0.0
+
+
+def test_the_roofline_prefers_the_compiled_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "_host_probes", lambda: (FakeHost(), None))
+    limits = roofline.Roofline(CPU, harness.WallTimer())
+    bandwidth, vector = limits.bandwidth(3000 << 10, threads=2), limits.vector_peak(2)
+    assert (bandwidth.bytes, bandwidth.copy_gbps, bandwidth.read_gbps) == (4096 << 10, 20.0, 30.0)
+    assert vector is not None and vector.gflops == 200.0
+    assert {peak["unit"] for peak in limits.as_dict()["peak"]} == {"vector"}
+    row_wise, product = Cost(flops=10**12, bytes=8), Cost(flops=10**12, bytes=8, matrix=True)
+    assert limits.floor_seconds(row_wise, torch.float32, 1, copy_seconds=1e-6) == (1e-6, "memory")
+    seconds, limit = limits.floor_seconds(product, torch.float32, 1, copy_seconds=1e-6)
+    assert limit == "compute" and seconds == pytest.approx(1e3 / limits.matrix_peak(torch.float32, 1).gflops)
+
+
 def small_plan(**changes: object) -> run.Plan:
     settings = {
         "cases": selection.cases(ops=["layer_norm"], shapes=["16x64"], dtypes=["float32"], modes=["fwd"]),
@@ -175,8 +204,9 @@ def small_plan(**changes: object) -> run.Plan:
 
 @pytest.fixture(scope="module", autouse=True)
 def small_probes() -> Iterator[None]:
-    """The probes of the machine take seconds at their real sizes."""
+    """torch's probes at small sizes: the real ones take seconds."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "_host_probes", lambda: (None, "left out of this test"))
         patch.setattr(roofline, "_FAR_BEYOND_CACHE_BYTES", {"cpu": 1 << 20})
         patch.setattr(roofline, "_MATRIX_SIZE", {"cpu": 64})
         yield

@@ -1,6 +1,7 @@
 """Normalisation of tensors in any memory layout, with guarded memory around them and poison in fresh memory."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -133,9 +134,8 @@ def _terms(input, weight, grad):
         return 1.0
     x = input.cpu().double()
     rstd = (x.var(-1, correction=0) + 1e-5).rsqrt() if x.shape[-1] > 1 else torch.tensor(1e-5**-0.5)
-    return max(1.0, (rstd * (1.0 + x.abs().amax(-1))).max().item()) * max(1.0, weight.abs().max().item()) * max(
-        1.0, grad.abs().max().item()
-    )
+    sizes = (rstd * (1.0 + x.abs().amax(-1)), weight.abs(), grad.abs())
+    return math.prod(max(1.0, size.max().item()) for size in sizes)
 
 
 @dtypes

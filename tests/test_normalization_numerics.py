@@ -90,6 +90,8 @@ def test_several_normalized_dimensions_and_none_in_front(target):
 
 @targets
 def test_a_long_bfloat16_weight_gradient_is_summed_in_float32(target):
+    if target.interpreted:
+        pytest.skip("the interpreter takes seconds for each thousand rows")
     input = target.tensor(8192, 64, dtype=torch.bfloat16)
     weight = target.tensor(64, dtype=torch.bfloat16, seed=1)
     grad = target.tensor(8192, 64, dtype=torch.bfloat16, seed=2).abs()  # sums that grow to 6500
@@ -156,6 +158,8 @@ def test_nan_and_infinity_stay_in_their_rows(target, op, column, poison):
 @pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
 @targets
 def test_the_sum_is_normalised_before_it_is_rounded(target, op, residual_dtype):
+    if target.interpreted:
+        pytest.skip("Triton's interpreter truncates to bfloat16 instead of rounding")
     input = target.tensor(40, 256, dtype=torch.bfloat16)
     residual = target.tensor(40, 256, dtype=residual_dtype, seed=1)
     output, stream = add_norm(op, target, input, residual)

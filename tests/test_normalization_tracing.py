@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from op_support import DTYPES, Target, add_norm, add_norms, kernel_targets, norm, norms, targets, with_gradients
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fusewright import functional, testing
 from fusewright_kernels import library
@@ -61,16 +62,14 @@ def test_compile_without_graph_breaks(target, op, dynamic):
     compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for rows in (5, 7):
         tensors = [target.tensor(*size, seed=i) for i, size in enumerate([(rows, 32), (rows, 32), (32,), (32,)])]
-        for actual, expected in zip(
-            with_gradients(compiled, tensors), with_gradients(function, tensors), strict=True
-        ):
+        for actual, expected in zip(with_gradients(compiled, tensors), with_gradients(function, tensors), strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 @kernel_targets
 def test_dynamic_shapes_compile_once(target):
     torch.compiler.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(_block("rms_norm", target), fullgraph=True, dynamic=True, backend=counter)
     for rows, columns in ((5, 32), (7, 48), (9, 130)):
         sizes = [(rows, columns), (rows, columns), (columns,), (columns,)]

@@ -12,105 +12,89 @@
 namespace fusewright::FUSEWRIGHT_ISA {
 namespace {
 
-// Rows taken together: their weight gradients meet in registers before they touch the sums, and weight is read once.
-constexpr int row_group = 4;
-
 // Rows whose weight gradients are summed in float32 before the sum moves to the chunk's; bounds its rounding error.
 constexpr int64_t rows_per_partial = 64;
 
-template <int Rows, class T>
-struct RowGroup {
-  const T* grad[Rows];
-  const T* stream[Rows];
-  float mean[Rows];
-  float rstd[Rows];
+// One row of the operands and its statistics.
+template <class T>
+struct Row {
+  const T* grad;
+  const T* stream;
+  float mean;
+  float rstd;
 };
 
-// Means over each row of g and of g * n.
-template <int Rows>
+// Means over a row of g and of g * n.
 struct RowProducts {
-  float grad_mean[Rows];
-  float product_mean[Rows];
+  float grad_mean;
+  float product_mean;
 };
 
-template <bool Center, bool HasWeight, int Rows, class T>
-RowProducts<Rows> row_products(const RowGroup<Rows, T>& group, int64_t columns, const float* weight) {
-  double grad_total[Rows] = {}, product_total[Rows] = {};
+// Weights and sums are in the pair order of T, in whole pairs. Elements past the row are loaded as grad = 0 and so add
+// nothing to any sum.
+template <bool Center, bool HasWeight, class T>
+RowProducts row_products(const Row<T>& row, int64_t columns, const float* weight) {
+  double grad_total = 0, product_total = 0;
   for (int64_t begin = 0; begin < columns; begin += sum_block) {
     const int64_t end = columns - begin < sum_block ? columns : begin + sum_block;
-    Float grad_sum[Rows] = {}, product_sum[Rows] = {};
-    const auto add = [&](int r, Float grad, Float x, Float w) {
-      const Float g = HasWeight ? grad * w : grad;
-      const Float centered = Center ? x - group.mean[r] : x;
-      if constexpr (Center) grad_sum[r] += g;
-      product_sum[r] += g * centered;
+    Pair grad_sum[sum_accumulators] = {}, product_sum[sum_accumulators] = {};
+    const auto add = [&](Float grad, Float x, const float* w, Float& grads, Float& products) {
+      const Float g = HasWeight ? grad * load(w) : grad;
+      if constexpr (Center) grads += g;
+      products += g * (Center ? x - row.mean : x);
+    };
+    const auto add_pair = [&](int a, int64_t i, Pair grad, Pair x) {
+      add(grad.first, x.first, weight + i, grad_sum[a].first, product_sum[a].first);
+      add(grad.second, x.second, weight + i + lanes, grad_sum[a].second, product_sum[a].second);
     };
     int64_t i = begin;
-    for (; i + lanes <= end; i += lanes) {
-      const Float w = HasWeight ? load(weight + i) : Float{};
-      for (int r = 0; r < Rows; ++r) add(r, load(group.grad[r] + i), load(group.stream[r] + i), w);
-    }
-    if (i < end) {
-      const int64_t count = end - i;
-      const Float w = HasWeight ? load_partial(weight + i, count) : Float{};
-      // Lanes past the row hold grad = 0 and so add nothing.
-      for (int r = 0; r < Rows; ++r) {
-        add(r, load_partial(group.grad[r] + i, count), load_partial(group.stream[r] + i, count), w);
+    for (; i + sum_accumulators * pair_lanes <= end; i += sum_accumulators * pair_lanes) {
+      for (int a = 0; a < sum_accumulators; ++a) {
+        const int64_t k = i + a * pair_lanes;
+        add_pair(a, k, load_pair(row.grad + k), load_pair(row.stream + k));
       }
     }
-    for (int r = 0; r < Rows; ++r) {
-      grad_total[r] += sum_lanes(grad_sum[r]);
-      product_total[r] += sum_lanes(product_sum[r]);
-    }
+    for (; i + pair_lanes <= end; i += pair_lanes) add_pair(0, i, load_pair(row.grad + i), load_pair(row.stream + i));
+    if (i < end) add_pair(0, i, load_pair_partial(row.grad + i, end - i), load_pair_partial(row.stream + i, end - i));
+    const auto sum = [](const Pair* pairs) {
+      return sum_lanes((pairs[0].first + pairs[0].second) + (pairs[1].first + pairs[1].second));
+    };
+    if constexpr (Center) grad_total += sum(grad_sum);
+    product_total += sum(product_sum);
   }
-  RowProducts<Rows> products;
-  for (int r = 0; r < Rows; ++r) {
-    products.grad_mean[r] = static_cast<float>(grad_total[r] / static_cast<double>(columns));
-    // The sum lacks the factor rstd of n.
-    products.product_mean[r] = static_cast<float>(product_total[r] * group.rstd[r] / static_cast<double>(columns));
-  }
-  return products;
+  // The product's sum lacks the factor rstd of n.
+  return {static_cast<float>(grad_total / static_cast<double>(columns)),
+          static_cast<float>(product_total * row.rstd / static_cast<double>(columns))};
 }
 
-template <bool Center, bool HasWeight, bool Sums, int Rows, class T>
-void row_gradients(const RowGroup<Rows, T>& group, const RowProducts<Rows>& products, T* const* output,
-                   int64_t columns, const float* weight, float* weight_sums, float* bias_sums) {
-  const auto apply = [&](int r, Float grad, Float x, Float w, Float& weight_sum, Float& bias_sum) {
-    const Float normalized = (Center ? x - group.mean[r] : x) * group.rstd[r];
+// Rows one at a time: taking four together halves the traffic of the sums, but streams at the same offset of a page,
+// which rows of 2 or 4 KB are, then evict each other from the first-level cache, and large inputs took twice as long.
+template <bool Center, bool HasWeight, bool Sums, class T>
+void row_gradients(const Row<T>& row, const RowProducts& products, T* output, int64_t columns, const float* weight,
+                   float* weight_sums, float* bias_sums) {
+  const auto apply = [&](int64_t i, Float grad, Float x) {
+    const Float normalized = (Center ? x - row.mean : x) * row.rstd;
     if constexpr (Sums) {
-      weight_sum += grad * normalized;
-      bias_sum += grad;
+      store(weight_sums + i, load(weight_sums + i) + grad * normalized);
+      store(bias_sums + i, load(bias_sums + i) + grad);
     }
-    Float g = HasWeight ? grad * w : grad;
-    if constexpr (Center) g -= products.grad_mean[r];
-    return (g - normalized * products.product_mean[r]) * group.rstd[r];
+    Float g = HasWeight ? grad * load(weight + i) : grad;
+    if constexpr (Center) g -= products.grad_mean;
+    return (g - normalized * products.product_mean) * row.rstd;
+  };
+  const auto apply_pair = [&](int64_t i, Pair grad, Pair x) -> Pair {
+    return {apply(i, grad.first, x.first), apply(i + lanes, grad.second, x.second)};
   };
   int64_t i = 0;
-  for (; i + lanes <= columns; i += lanes) {
-    const Float w = HasWeight ? load(weight + i) : Float{};
-    Float weight_sum = {}, bias_sum = {};
-    for (int r = 0; r < Rows; ++r) {
-      const Float gradient = apply(r, load(group.grad[r] + i), load(group.stream[r] + i), w, weight_sum, bias_sum);
-      if (output != nullptr) store(output[r] + i, gradient);
-    }
-    if constexpr (Sums) {
-      store(weight_sums + i, load(weight_sums + i) + weight_sum);
-      store(bias_sums + i, load(bias_sums + i) + bias_sum);
-    }
+  for (; i + pair_lanes <= columns; i += pair_lanes) {
+    const Pair gradient = apply_pair(i, load_pair(row.grad + i), load_pair(row.stream + i));
+    if (output != nullptr) store_pair(output + i, gradient);
   }
   if (i < columns) {
     const int64_t count = columns - i;
-    const Float w = HasWeight ? load_partial(weight + i, count) : Float{};
-    Float weight_sum = {}, bias_sum = {};
-    for (int r = 0; r < Rows; ++r) {
-      const Float gradient = apply(r, load_partial(group.grad[r] + i, count), load_partial(group.stream[r] + i, count),
-                                   w, weight_sum, bias_sum);
-      if (output != nullptr) store_partial(output[r] + i, gradient, count);
-    }
-    if constexpr (Sums) {
-      store_partial(weight_sums + i, load_partial(weight_sums + i, count) + weight_sum, count);
-      store_partial(bias_sums + i, load_partial(bias_sums + i, count) + bias_sum, count);
-    }
+    const Pair gradient =
+        apply_pair(i, load_pair_partial(row.grad + i, count), load_pair_partial(row.stream + i, count));
+    if (output != nullptr) store_pair_partial(output + i, gradient, count);
   }
 }
 
@@ -118,12 +102,12 @@ void row_gradients(const RowGroup<Rows, T>& group, const RowProducts<Rows>& prod
 class ParameterSums {
  public:
   ParameterSums(int64_t columns, float* weight_sums, float* bias_sums)
-      : columns_(columns),
+      : columns_(whole_pairs(columns)),
         weight_sums_(weight_sums),
         bias_sums_(bias_sums),
-        scratch_(wanted() ? 2 * columns * sizeof(float) : 0) {
-    if (weight_sums_ != nullptr) memset(weight_sums_, 0, columns * sizeof(float));
-    if (bias_sums_ != nullptr) memset(bias_sums_, 0, columns * sizeof(float));
+        scratch_(wanted() ? 2 * columns_ * sizeof(float) : 0) {
+    if (weight_sums_ != nullptr) memset(weight_sums_, 0, columns_ * sizeof(float));
+    if (bias_sums_ != nullptr) memset(bias_sums_, 0, columns_ * sizeof(float));
     clear();
   }
 
@@ -151,50 +135,29 @@ class ParameterSums {
   Scratch scratch_;
 };
 
-template <bool Center, bool HasWeight, int Rows, class T>
-void group_backward(const RowGroup<Rows, T>& group, T* const* output, int64_t columns, const float* weight,
-                    const ParameterSums& sums) {
-  RowProducts<Rows> products = {};
-  if (output != nullptr) products = row_products<Center, HasWeight>(group, columns, weight);
-  if (sums.wanted()) {
-    row_gradients<Center, HasWeight, true>(group, products, output, columns, weight, sums.weight(), sums.bias());
-  } else {
-    row_gradients<Center, HasWeight, false>(group, products, output, columns, weight, nullptr, nullptr);
-  }
-}
-
-// Backward of `count` rows in memory. output is nullptr if only the parameters' gradients are wanted.
+// Backward of one row in memory. output is nullptr if only the parameters' gradients are wanted.
 template <bool Center, bool HasWeight, class T>
-void rows_backward(const NormBackwardParams& params, const T* const* grad, const T* const* stream, T* const* output,
-                   int64_t first, int64_t count, const float* weight, const ParameterSums& sums) {
-  const auto take = [&](auto group, int64_t r) {
-    constexpr int rows = sizeof(group.rstd) / sizeof(float);
-    for (int k = 0; k < rows; ++k) {
-      group.grad[k] = grad[r + k];
-      group.stream[k] = stream[r + k];
-      group.rstd[k] = params.statistics[first + r + k];
-      group.mean[k] = Center ? params.statistics[params.rows + first + r + k] : 0.0f;
-    }
-    group_backward<Center, HasWeight>(group, output == nullptr ? nullptr : output + r, params.columns, weight, sums);
-  };
-  int64_t r = 0;
-  for (; r + row_group <= count; r += row_group) take(RowGroup<row_group, T>{}, r);
-  for (; r < count; ++r) take(RowGroup<1, T>{}, r);
+void row_backward(const NormBackwardParams& params, const T* grad, const T* stream, T* output, int64_t index,
+                  const float* weight, const ParameterSums& sums) {
+  const int64_t columns = params.columns;
+  const Row<T> row = {grad, stream, Center ? params.statistics[params.rows + index] : 0.0f, params.statistics[index]};
+  RowProducts products = {};
+  if (output != nullptr) products = row_products<Center, HasWeight>(row, columns, weight);
+  if (sums.wanted()) {
+    row_gradients<Center, HasWeight, true>(row, products, output, columns, weight, sums.weight(), sums.bias());
+  } else {
+    row_gradients<Center, HasWeight, false, T>(row, products, output, columns, weight, nullptr, nullptr);
+  }
 }
 
 template <class T>
-void any_rows_backward(const NormBackwardParams& params, const T* const* grad, const T* const* stream,
-                       T* const* output, int64_t first, int64_t count, const float* weight,
-                       const ParameterSums& sums) {
-  if (params.center && weight != nullptr) {
-    rows_backward<true, true>(params, grad, stream, output, first, count, weight, sums);
-  } else if (params.center) {
-    rows_backward<true, false>(params, grad, stream, output, first, count, weight, sums);
-  } else if (weight != nullptr) {
-    rows_backward<false, true>(params, grad, stream, output, first, count, weight, sums);
-  } else {
-    rows_backward<false, false>(params, grad, stream, output, first, count, weight, sums);
-  }
+using RowBackward = void (*)(const NormBackwardParams&, const T*, const T*, T*, int64_t, const float*,
+                             const ParameterSums&);
+
+template <class T>
+RowBackward<T> choose_row_backward(bool center, const float* weight) {
+  if (center) return weight != nullptr ? row_backward<true, true, T> : row_backward<true, false, T>;
+  return weight != nullptr ? row_backward<false, true, T> : row_backward<false, false, T>;
 }
 
 // Calls body(first, count) for blocks of [begin, end) and moves the sums on in time.
@@ -221,13 +184,14 @@ void plain_backward(const NormBackwardParams& params, const float* weight, int64
   T* grad_input = static_cast<T*>(params.grad_input.data);
   const T* grad_rows[row_block];
   const T* stream_rows[row_block];
-  T* output_rows[row_block];
+  const RowBackward<T> backward = choose_row_backward<T>(params.center, weight);
   for_row_blocks(begin, end, sums, [&](int64_t first, int64_t count) {
     grad_output.read(first, count, grad_rows);
     stream.read(first, count, stream_rows);
-    for (int64_t r = 0; r < count; ++r) output_rows[r] = grad_input + (first + r) * columns;
-    any_rows_backward<T>(params, grad_rows, stream_rows, grad_input == nullptr ? nullptr : output_rows, first, count,
-                      weight, sums);
+    for (int64_t r = 0; r < count; ++r) {
+      T* output = grad_input == nullptr ? nullptr : grad_input + (first + r) * columns;
+      backward(params, grad_rows[r], stream_rows[r], output, first + r, weight, sums);
+    }
   });
 }
 
@@ -268,35 +232,25 @@ void add_backward(const NormBackwardParams& params, const float* weight, int64_t
   const RowReader<TStream> stream(params.stream, columns);
   const RowReader<TStream> grad_new_residual(params.grad_new_residual, columns);
   const bool wanted = params.grad_input.data != nullptr || params.grad_residual.data != nullptr;
-  const Scratch scratch(3 * row_group * columns * sizeof(float));
+  const Scratch scratch(3 * columns * sizeof(float));
+  float* wide_grad = scratch.as<float>();
+  float* wide_stream = wide_grad + columns;
+  float* grad_stream = wide_stream + columns;
+  const RowBackward<float> backward = choose_row_backward<float>(params.center, weight);
   const TGrad* grad_rows[row_block];
   const TStream* stream_rows[row_block];
   const TStream* extra_rows[row_block];
-  float* wide_grad[row_group];
-  float* wide_stream[row_group];
-  float* grad_stream[row_group];
-  for (int r = 0; r < row_group; ++r) {
-    wide_grad[r] = scratch.as<float>() + 3 * r * columns;
-    wide_stream[r] = wide_grad[r] + columns;
-    grad_stream[r] = wide_stream[r] + columns;
-  }
   for_row_blocks(begin, end, sums, [&](int64_t first, int64_t count) {
     grad_output.read(first, count, grad_rows);
     stream.read(first, count, stream_rows);
     if (params.grad_new_residual.data != nullptr) grad_new_residual.read(first, count, extra_rows);
-    for (int64_t r = 0; r < count; r += row_group) {
-      const int64_t group = count - r < row_group ? count - r : row_group;
-      for (int64_t k = 0; k < group; ++k) {
-        widen(grad_rows[r + k], wide_grad[k], columns);
-        widen(stream_rows[r + k], wide_stream[k], columns);
-      }
-      any_rows_backward<float>(params, wide_grad, wide_stream, wanted ? grad_stream : nullptr, first + r, group, weight,
-                               sums);
+    for (int64_t r = 0; r < count; ++r) {
+      widen(grad_rows[r], wide_grad, columns);
+      widen(stream_rows[r], wide_stream, columns);
+      backward(params, wide_grad, wide_stream, wanted ? grad_stream : nullptr, first + r, weight, sums);
       if (!wanted) continue;
-      for (int64_t k = 0; k < group; ++k) {
-        if (params.grad_new_residual.data != nullptr) add_row(grad_stream[k], extra_rows[r + k], columns);
-        scatter_to_summands(params, grad_stream[k], first + r + k);
-      }
+      if (params.grad_new_residual.data != nullptr) add_row(grad_stream, extra_rows[r], columns);
+      scatter_to_summands(params, grad_stream, first + r);
     }
   });
 }
@@ -314,25 +268,24 @@ void norm_backward(const NormBackwardParams& params, const float* weight, int64_
   });
 }
 
-void norm_backward_reduce(const float* partial_sums, int64_t chunks, int64_t columns, const RowView& gradient,
+void norm_backward_reduce(const float* sums, int64_t chunks, int64_t columns, bool pair_order, const RowView& gradient,
                           int64_t begin, int64_t end) {
-  // Doubles, so that the gradient is rounded once, however many chunks there are.
-  typedef double Double __attribute__((vector_size(lanes * sizeof(double))));
+  const int64_t stride = whole_pairs(columns);
   with_type(gradient.dtype, [&](auto element) {
     using T = decltype(element);
     T* target = static_cast<T*>(gradient.data);
-    int64_t i = begin;
-    for (; i + lanes <= end; i += lanes) {
-      Double total = {};
+    for (int64_t i = begin * pair_lanes; i < end * pair_lanes; i += pair_lanes) {
+      // Doubles, so that the gradient is rounded once, however many chunks there are.
+      double total[pair_lanes] = {};
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        total += __builtin_convertvector(load(partial_sums + chunk * columns + i), Double);
+        const float* part = sums + chunk * stride + i;
+        for (int k = 0; k < pair_lanes; ++k) total[k] += part[k];
       }
-      store(target + i, __builtin_convertvector(total, Float));
-    }
-    for (; i < end; ++i) {
-      double total = 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) total += partial_sums[chunk * columns + i];
-      store_partial(target + i, broadcast(static_cast<float>(total)), 1);
+      float ordered[pair_lanes];
+      for (int k = 0; k < pair_lanes; ++k) {
+        ordered[k] = static_cast<float>(total[pair_order ? pair_position(k) : k]);
+      }
+      narrow(ordered, target + i, columns - i < pair_lanes ? columns - i : pair_lanes);
     }
   });
 }

@@ -8,38 +8,47 @@
 namespace fusewright::FUSEWRIGHT_ISA {
 namespace {
 
-// output = ((x - shift) * rstd + correction) * weight + bias
-template <bool HasWeight, bool HasBias, class TIn, class TOut>
+// output = ((x - shift) * rstd + correction) * weight + bias; weight and bias in the pair order of TIn, whole pairs.
+template <bool Shifted, bool HasWeight, bool HasBias, class TIn, class TOut>
 void normalize(const TIn* x, TOut* output, int64_t columns, const RowMoments& row, const float* weight,
                const float* bias) {
-  const auto apply = [&](Float value, Float w, Float b) {
-    Float y = (value - row.shift) * row.rstd + row.correction;
-    if constexpr (HasWeight && HasBias) return y * w + b;
-    if constexpr (HasWeight) return y * w;
-    if constexpr (HasBias) return y + b;
+  static_assert(has_pair_order<TIn> == has_pair_order<TOut> || !has_pair_order<TIn>);
+  const auto apply = [&](Float value, const float* w, const float* b) {
+    Float y = (Shifted ? value - row.shift : value) * row.rstd + row.correction;
+    if constexpr (HasWeight && HasBias) return y * load(w) + load(b);
+    if constexpr (HasWeight) return y * load(w);
+    if constexpr (HasBias) return y + load(b);
     return y;
   };
+  const auto apply_pair = [&](Pair value, int64_t i) -> Pair {
+    return {apply(value.first, weight + i, bias + i), apply(value.second, weight + i + lanes, bias + i + lanes)};
+  };
+  const auto put = [&](int64_t i, Pair value, int64_t count) {
+    if constexpr (has_pair_order<TIn> == has_pair_order<TOut>) {
+      count == pair_lanes ? store_pair(output + i, value) : store_pair_partial(output + i, value, count);
+    } else {
+      const Float halves[2] = {value.first, value.second};
+      for (int h = 0; h < 2 && h * lanes < count; ++h) {
+        const int64_t rest = count - h * lanes;
+        TOut* target = output + i + h * lanes;
+        rest >= lanes ? store(target, halves[h]) : store_partial(target, halves[h], rest);
+      }
+    }
+  };
   int64_t i = 0;
-  for (; i + lanes <= columns; i += lanes) {
-    store(output + i, apply(load(x + i), HasWeight ? load(weight + i) : Float{}, HasBias ? load(bias + i) : Float{}));
-  }
-  if (i < columns) {
-    const int64_t count = columns - i;
-    const Float w = HasWeight ? load_partial(weight + i, count) : Float{};
-    const Float b = HasBias ? load_partial(bias + i, count) : Float{};
-    store_partial(output + i, apply(load_partial(x + i, count), w, b), count);
-  }
+  for (; i + pair_lanes <= columns; i += pair_lanes) put(i, apply_pair(load_pair(x + i), i), pair_lanes);
+  if (i < columns) put(i, apply_pair(load_pair_partial(x + i, columns - i), i), columns - i);
 }
 
 template <class TIn, class TOut>
 using Normalize = void (*)(const TIn*, TOut*, int64_t, const RowMoments&, const float*, const float*);
 
-template <class TIn, class TOut>
+template <bool Shifted, class TIn, class TOut>
 Normalize<TIn, TOut> choose_normalize(const float* weight, const float* bias) {
-  if (weight != nullptr && bias != nullptr) return normalize<true, true, TIn, TOut>;
-  if (weight != nullptr) return normalize<true, false, TIn, TOut>;
-  if (bias != nullptr) return normalize<false, true, TIn, TOut>;
-  return normalize<false, false, TIn, TOut>;
+  if (weight != nullptr && bias != nullptr) return normalize<Shifted, true, true, TIn, TOut>;
+  if (weight != nullptr) return normalize<Shifted, true, false, TIn, TOut>;
+  if (bias != nullptr) return normalize<Shifted, false, true, TIn, TOut>;
+  return normalize<Shifted, false, false, TIn, TOut>;
 }
 
 void save_statistics(const NormForwardParams& params, int64_t row, const RowMoments& moments) {
@@ -58,7 +67,8 @@ template <class T>
 void plain_rows(const NormForwardParams& params, const float* weight, const float* bias, int64_t begin, int64_t end) {
   const int64_t columns = params.columns;
   const RowReader<T> input(params.input, columns);
-  const auto normalize_row = choose_normalize<T, T>(weight, bias);
+  const auto normalize_row = choose_normalize<false, T, T>(weight, bias);
+  const auto normalize_shifted_row = choose_normalize<true, T, T>(weight, bias);
   T* output = static_cast<T*>(params.output);
   const T* rows[row_block];
   for (int64_t first = begin; first < end; first += row_block) {
@@ -66,7 +76,8 @@ void plain_rows(const NormForwardParams& params, const float* weight, const floa
     input.read(first, count, rows);
     for (int64_t r = 0; r < count; ++r) {
       const RowMoments moments = moments_of(params, rows[r]);
-      normalize_row(rows[r], output + (first + r) * columns, columns, moments, weight, bias);
+      const auto normalize = moments.shift == 0.0f ? normalize_row : normalize_shifted_row;
+      normalize(rows[r], output + (first + r) * columns, columns, moments, weight, bias);
       save_statistics(params, first + r, moments);
     }
   }
@@ -96,7 +107,7 @@ void add_rows(const NormForwardParams& params, const float* weight, const float*
   const RowReader<TResidual> residual(params.residual, columns);
   const Scratch scratch(columns * sizeof(float));
   float* sum = scratch.as<float>();
-  const auto normalize_row = choose_normalize<float, T>(weight, bias);
+  const auto normalize_row = choose_normalize<true, float, T>(weight, bias);
   T* output = static_cast<T*>(params.output);
   TNew* new_residual = static_cast<TNew*>(params.new_residual.data);
   const T* input_rows[row_block];
@@ -136,17 +147,22 @@ void norm_forward(const NormForwardParams& params, const float* weight, const fl
   });
 }
 
-void parameter_to_float(const RowView& row, int64_t columns, float offset, float* target) {
+void parameter_to_float(const RowView& row, int64_t columns, float offset, bool pair_order, float* target) {
   with_type(row.dtype, [&](auto element) {
     using T = decltype(element);
     const RowReader<T> reader(row, columns);
     const T* source[row_block];
     reader.read(0, 1, source);
-    widen(source[0], target, columns);
+    for (int64_t begin = 0; begin < columns; begin += pair_lanes) {
+      const int64_t count = columns - begin < pair_lanes ? columns - begin : pair_lanes;
+      float values[pair_lanes] = {};
+      widen(source[0] + begin, values, count);
+      for (int64_t i = 0; i < pair_lanes; ++i) {
+        const float value = i < count ? values[i] + offset : 0.0f;
+        target[begin + (pair_order ? pair_position(i) : i)] = value;
+      }
+    }
   });
-  if (offset != 0.0f) {
-    for (int64_t i = 0; i < columns; ++i) target[i] += offset;
-  }
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -9,6 +9,7 @@ namespace fusewright::FUSEWRIGHT_ISA {
 extern const CpuKernels table;
 const CpuKernels table = {
     FUSEWRIGHT_ISA_NAME,
+    pair_lanes,
     parameter_to_float,
     norm_forward,
     norm_backward,

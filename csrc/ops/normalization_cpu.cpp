@@ -12,17 +12,25 @@
 namespace fusewright::ops {
 namespace {
 
-// A parameter as adjacent float32 with the offset added: itself where it is that already.
+// Plain normalisation of bfloat16 takes elements in pair order; the fused addition works on float32 rows.
+bool takes_pair_order(DataType dtype, bool fused_residual) { return dtype == DataType::bfloat16 && !fused_residual; }
+
+int64_t whole_blocks(const CpuKernels& kernels, int64_t columns) {
+  return (columns + kernels.parameter_block - 1) / kernels.parameter_block;
+}
+
+// A parameter as the kernels take it: itself where it is float32 in whole blocks, in order and without an offset.
 class FloatParameter {
  public:
-  FloatParameter(const CpuKernels& kernels, const RowView& view, int64_t columns, float offset) {
+  FloatParameter(const CpuKernels& kernels, const RowView& view, int64_t columns, float offset, bool pair_order) {
     if (view.data == nullptr) return;
-    if (view.dtype == DataType::float32 && view.unit_inner_stride() && offset == 0.0f) {
+    if (view.dtype == DataType::float32 && view.unit_inner_stride() && offset == 0.0f && !pair_order &&
+        columns % kernels.parameter_block == 0) {
       values_ = static_cast<const float*>(view.data);
       return;
     }
-    converted_.reset(new float[columns]);
-    kernels.parameter_to_float(view, columns, offset, converted_.get());
+    converted_.reset(new float[whole_blocks(kernels, columns) * kernels.parameter_block]);
+    kernels.parameter_to_float(view, columns, offset, pair_order, converted_.get());
     values_ = converted_.get();
   }
   const float* values() const { return values_; }
@@ -35,8 +43,9 @@ class FloatParameter {
 void run_forward(const NormForwardParams& params) {
   if (params.rows == 0 || params.columns == 0) return;
   const CpuKernels& kernels = cpu_kernels();
-  const FloatParameter weight(kernels, params.weight, params.columns, params.weight_offset);
-  const FloatParameter bias(kernels, params.bias, params.columns, 0.0f);
+  const bool pair_order = takes_pair_order(params.input.dtype, params.residual.data != nullptr);
+  const FloatParameter weight(kernels, params.weight, params.columns, params.weight_offset, pair_order);
+  const FloatParameter bias(kernels, params.bias, params.columns, 0.0f, pair_order);
   parallel_rows(params.rows, params.columns, [&](int64_t begin, int64_t end) {
     kernels.norm_forward(params, weight.values(), bias.values(), begin, end);
   });
@@ -50,29 +59,33 @@ constexpr int64_t least_rows_per_chunk = 16;
 void run_backward(const NormBackwardParams& params) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t columns = params.columns;
-  const bool sums_wanted = params.grad_weight.data != nullptr || params.grad_bias.data != nullptr;
-  const int64_t rows_per_chunk =
-      std::max(least_rows_per_chunk, (params.rows + most_chunks - 1) / most_chunks);
+  const bool pair_order = takes_pair_order(params.stream.dtype, params.fused_residual);
+  const int64_t rows_per_chunk = std::max(least_rows_per_chunk, (params.rows + most_chunks - 1) / most_chunks);
   const int64_t chunks = (params.rows + rows_per_chunk - 1) / rows_per_chunk;
-  const FloatParameter weight(kernels, params.weight, columns, params.weight_offset);
+  const int64_t blocks = whole_blocks(kernels, columns), sums_stride = blocks * kernels.parameter_block;
+  const FloatParameter weight(kernels, params.weight, columns, params.weight_offset, pair_order);
   std::unique_ptr<float[]> weight_sums, bias_sums;
-  if (params.grad_weight.data != nullptr) weight_sums.reset(new float[chunks * columns]);
-  if (params.grad_bias.data != nullptr) bias_sums.reset(new float[chunks * columns]);
-  if (columns > 0) {
-    const auto chunk_sums = [&](float* sums, int64_t chunk) { return sums == nullptr ? nullptr : sums + chunk * columns; };
-    parallel_rows(chunks, rows_per_chunk * columns, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        kernels.norm_backward(params, weight.values(), chunk * rows_per_chunk,
-                              std::min(params.rows, (chunk + 1) * rows_per_chunk),
-                              chunk_sums(weight_sums.get(), chunk), chunk_sums(bias_sums.get(), chunk));
-      }
-    });
-  }
-  if (!sums_wanted) return;
-  parallel_rows(columns, chunks, [&](int64_t begin, int64_t end) {
-    if (weight_sums) kernels.norm_backward_reduce(weight_sums.get(), chunks, columns, params.grad_weight, begin, end);
-    if (bias_sums) kernels.norm_backward_reduce(bias_sums.get(), chunks, columns, params.grad_bias, begin, end);
+  if (params.grad_weight.data != nullptr) weight_sums.reset(new float[chunks * sums_stride]);
+  if (params.grad_bias.data != nullptr) bias_sums.reset(new float[chunks * sums_stride]);
+  if (columns == 0) return;
+  const auto chunk_sums = [&](float* sums, int64_t chunk) {
+    return sums == nullptr ? nullptr : sums + chunk * sums_stride;
+  };
+  parallel_rows(chunks, rows_per_chunk * columns, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      kernels.norm_backward(params, weight.values(), chunk * rows_per_chunk,
+                            std::min(params.rows, (chunk + 1) * rows_per_chunk), chunk_sums(weight_sums.get(), chunk),
+                            chunk_sums(bias_sums.get(), chunk));
+    }
   });
+  const auto reduce = [&](const float* sums, const RowView& gradient) {
+    if (sums == nullptr) return;
+    parallel_rows(blocks, chunks * kernels.parameter_block, [&](int64_t begin, int64_t end) {
+      kernels.norm_backward_reduce(sums, chunks, columns, pair_order, gradient, begin, end);
+    });
+  };
+  reduce(weight_sums.get(), params.grad_weight);
+  reduce(bias_sums.get(), params.grad_bias);
 }
 
 std::tuple<Tensor, Tensor> norm_forward(Tensor input, std::optional<Tensor> weight, std::optional<Tensor> bias,

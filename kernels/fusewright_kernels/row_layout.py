@@ -83,9 +83,7 @@ def _fit(tensors: Sequence[Tensor | None], column_ndim: int, orient: Callable[[T
     return layout
 
 
-def _layout(
-    tensors: Sequence[Tensor | None], column_ndim: int, orient: Callable[[Tensor], Tensor]
-) -> RowLayout | None:
+def _layout(tensors: Sequence[Tensor | None], column_ndim: int, orient: Callable[[Tensor], Tensor]) -> RowLayout | None:
     """None if the rows of ``tensors`` need more than three dimensions."""
     oriented = [orient(tensor) for tensor in tensors if tensor is not None]
     row_ndim = oriented[0].ndim - column_ndim
@@ -113,9 +111,7 @@ def _column_dims(tensor: Tensor, column_ndim: int) -> tuple[Sequence[int], list[
     return tensor.shape[first:], [tensor.stride()[first:]]
 
 
-def _merged(
-    sizes: Sequence[int], strides_of_operands: Sequence[Sequence[int]]
-) -> list[tuple[int, tuple[int, ...]]]:
+def _merged(sizes: Sequence[int], strides_of_operands: Sequence[Sequence[int]]) -> list[tuple[int, tuple[int, ...]]]:
     """(size, stride in each operand) of the dimensions, outermost first; neighbours merge where all strides allow.
 
     Dimensions of size 1 vanish: their strides say nothing.

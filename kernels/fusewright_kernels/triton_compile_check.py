@@ -152,7 +152,7 @@ def usage_of(case: Case, architecture: int) -> Usage:
 
 def main() -> int:
     if INTERPRETED:
-        print("TRITON_INTERPRET is set: kernels are Python functions and cannot be compiled. Unset it.", file=sys.stderr)
+        print("TRITON_INTERPRET is set: kernels are plain Python and cannot be compiled. Unset it.", file=sys.stderr)
         return 2
     print(f"{'kernel':40} {'tile':>12} warps dtype {'layout':10} arch registers stack local")
     compiled = spilled = 0

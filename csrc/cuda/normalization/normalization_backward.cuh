@@ -9,7 +9,7 @@
 // norm_backward_reduce adds the workspace's rows. Every order is fixed and nothing is atomic: results repeat bit for bit.
 #pragma once
 
-#include "cuda/normalization/normalization_backward_plan.cuh"
+#include "normalization_backward_plan.cuh"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/row_tile.cuh"
 #include "fusewright/normalization.h"
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(Threads)
   // Uniform over the block, as a flush is a matter of the whole block.
   for (int64_t block_row = static_cast<int64_t>(blockIdx.x) * rows_of_block; block_row < params.rows;
        block_row += step) {
-    if constexpr (Columns::width == 1) tile.forget_addresses();
+    tile.forget_addresses();
     const int64_t row = block_row + row_of_block;
     if (row < params.rows) {
       const float rstd = params.statistics[row];
@@ -208,49 +208,65 @@ __global__ void __launch_bounds__(Threads)
   }
 }
 
-// As the tile kernel over whole blocks, with the sums in shared memory: twice the row width in the same registers.
+// Wider rows, a tile at a time in two passes, with the sums in shared memory. The second pass finds the row in L1 or L2.
 // Each thread reaches only its own sums, element after element across the threads, so without barrier or bank conflict.
 template <class T, class Columns, int Elements, bool Fused>
 __global__ void __launch_bounds__(1024)
     norm_backward_shared_kernel(const __grid_constant__ NormBackwardParams params, float* weight_partials,
                                 float* bias_partials) {
   extern __shared__ float shared_sums[];
-  float* weight_sums = shared_sums + threadIdx.x;
-  float* bias_sums = weight_sums + Elements * blockDim.x;
-  const auto tile = make_row_tile<Columns, Elements, whole_block>(params.columns);
+  auto tile = make_row_tile<Columns, Elements, whole_block>(params.columns);
   RowReducer<whole_block> reduce;
+  const int tile_columns = blockDim.x * Elements;
+  const int tiles = static_cast<int>((params.columns + tile_columns - 1) / tile_columns);
+  float* weight_sums = shared_sums + threadIdx.x;
+  float* bias_sums = weight_sums + tiles * tile_columns;
   const PartialSums weight_workspace(weight_partials, params.columns);
   const PartialSums bias_workspace(bias_partials, params.columns);
-  const bool stream_gradient_wanted = params.grad_input.data != nullptr || params.grad_residual.data != nullptr;
+  const int passes = params.grad_input.data != nullptr || params.grad_residual.data != nullptr ? 2 : 1;
 
   bool first_flush = true;
   int rows_since_flush = 0;
   for (int64_t row = blockIdx.x; row < params.rows; row += gridDim.x) {
     const float rstd = params.statistics[row];
     const float mean = params.center ? params.statistics[params.rows + row] : 0.0f;
-    float normalized[Elements];
-    float grad[Elements];
-    load_backward<T>(params, tile, row, rstd, mean, normalized, grad);
+    float row_sums[2] = {};
+#pragma unroll 1
+    for (int pass = 0; pass < passes; ++pass) {
+#pragma unroll 1
+      for (int tile_index = 0; tile_index < tiles; ++tile_index) {
+        tile.move_to(tile_index * tile_columns);
+        float normalized[Elements];
+        float grad[Elements];
+        load_backward<T>(params, tile, row, rstd, mean, normalized, grad);
+        if (pass == 0) {
 #pragma unroll
-    for (int i = 0; i < Elements; ++i) {
-      const int index = i * blockDim.x;
-      weight_sums[index] = grad[i] * normalized[i] + (rows_since_flush == 0 ? 0.0f : weight_sums[index]);
-      bias_sums[index] = grad[i] + (rows_since_flush == 0 ? 0.0f : bias_sums[index]);
-    }
-    if (stream_gradient_wanted) {
-      multiply_by_weight(params, tile, grad);
-      float row_sums[2] = {};
-      add_row_sums(tile, normalized, grad, row_sums);
-      reduce(row_sums, Sum{});
-      write_gradients<T, Fused>(params, tile, row, rstd, row_sums, normalized, grad);
+          for (int i = 0; i < Elements; ++i) {
+            const int index = tile_index * tile_columns + i * blockDim.x;
+            weight_sums[index] = grad[i] * normalized[i] + (rows_since_flush == 0 ? 0.0f : weight_sums[index]);
+            bias_sums[index] = grad[i] + (rows_since_flush == 0 ? 0.0f : bias_sums[index]);
+          }
+        }
+        multiply_by_weight(params, tile, grad);
+        if (pass == 0) {
+          add_row_sums(tile, normalized, grad, row_sums);
+        } else {
+          write_gradients<T, Fused>(params, tile, row, rstd, row_sums, normalized, grad);
+        }
+      }
+      if (pass == 0) reduce(row_sums, Sum{});
     }
     if (++rows_since_flush == rows_per_flush || row + gridDim.x >= params.rows) {
+      for (int tile_index = 0; tile_index < tiles; ++tile_index) {
+        tile.move_to(tile_index * tile_columns);
 #pragma unroll
-      for (int i = 0; i < Elements; ++i) {
-        if (!tile.holds(i / Columns::width)) continue;
-        const int64_t column = tile.column(i / Columns::width) + i % Columns::width;
-        if (weight_workspace.wanted()) weight_workspace.add(column, weight_sums[i * blockDim.x], first_flush);
-        if (bias_workspace.wanted()) bias_workspace.add(column, bias_sums[i * blockDim.x], first_flush);
+        for (int i = 0; i < Elements; ++i) {
+          if (!tile.holds(i / Columns::width)) continue;
+          const int64_t column = tile.first + tile.column(i / Columns::width) + i % Columns::width;
+          const int index = tile_index * tile_columns + i * blockDim.x;
+          if (weight_workspace.wanted()) weight_workspace.add(column, weight_sums[index], first_flush);
+          if (bias_workspace.wanted()) bias_workspace.add(column, bias_sums[index], first_flush);
+        }
       }
       first_flush = false;
       rows_since_flush = 0;
@@ -258,7 +274,7 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-// Rows wider than that, or of any strides: the gradients of the stream, a block to a row in two passes over it.
+// Rows wider still, or of any strides: the gradients of the stream, a block to a row in two passes over it.
 template <class T, class Columns, int Elements, bool Fused>
 __global__ void __launch_bounds__(1024)
     norm_backward_wide_kernel(const __grid_constant__ NormBackwardParams params) {
@@ -309,7 +325,6 @@ __global__ void __launch_bounds__(backward_column_threads)
       float weight_sums[elements] = {};
       float bias_sums[elements] = {};
       const int64_t flush_end = min(end, flush_begin + rows_per_flush);
-#pragma unroll 4
       for (int64_t row = flush_begin; row < flush_end; ++row) {
         const float rstd = params.statistics[row];
         const float mean = params.center ? params.statistics[params.rows + row] : 0.0f;
@@ -357,7 +372,7 @@ cudaError_t launch_norm_backward_tile(const NormBackwardParams& params, const No
                                                      backward_lanes_threads, Fused>);
     }
     if (plan.kernel == NormBackwardKernel::shared) {
-      return launch_kernel(norm_backward_shared_kernel<T, Columns, backward_shared_elements, Fused>);
+      return launch_kernel(norm_backward_shared_kernel<T, Columns, backward_block_elements, Fused>);
     }
   }
   if (plan.kernel == NormBackwardKernel::warp) {
@@ -401,11 +416,11 @@ cudaError_t norm_backward(const NormBackwardParams& params, const NormBackwardPl
                                : launch_norm_backward_wide<T, AnyColumns, 1, false>(params, plan, partials, stream);
 }
 
-#define FUSEWRIGHT_NORM_BACKWARD(T)                                                            \
-  template cudaError_t norm_backward<T>(const NormBackwardParams&, const NormBackwardPlan&, \
-                                        const NormBackwardPartials&, void*)
-extern FUSEWRIGHT_NORM_BACKWARD(float);
-extern FUSEWRIGHT_NORM_BACKWARD(__nv_bfloat16);
-extern FUSEWRIGHT_NORM_BACKWARD(__half);
+extern template cudaError_t norm_backward<float>(const NormBackwardParams&, const NormBackwardPlan&,
+                                                 const NormBackwardPartials&, void*);
+extern template cudaError_t norm_backward<__nv_bfloat16>(const NormBackwardParams&, const NormBackwardPlan&,
+                                                         const NormBackwardPartials&, void*);
+extern template cudaError_t norm_backward<__half>(const NormBackwardParams&, const NormBackwardPlan&,
+                                                  const NormBackwardPartials&, void*);
 
 }  // namespace fusewright::cuda

@@ -1,5 +1,4 @@
-#include "cuda/normalization/normalization_backward.cuh"
+#include "normalization_backward.cuh"
 
-namespace fusewright::cuda {
-FUSEWRIGHT_NORM_BACKWARD(__nv_bfloat16);
-}
+template cudaError_t fusewright::cuda::norm_backward<__nv_bfloat16>(const NormBackwardParams&, const NormBackwardPlan&,
+                                                                    const NormBackwardPartials&, void*);

@@ -1,5 +1,4 @@
-#include "cuda/normalization/normalization_backward.cuh"
+#include "normalization_backward.cuh"
 
-namespace fusewright::cuda {
-FUSEWRIGHT_NORM_BACKWARD(float);
-}
+template cudaError_t fusewright::cuda::norm_backward<float>(const NormBackwardParams&, const NormBackwardPlan&,
+                                                            const NormBackwardPartials&, void*);

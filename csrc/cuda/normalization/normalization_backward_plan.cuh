@@ -14,8 +14,7 @@ constexpr int rows_per_flush = 256;
 constexpr int backward_lanes = 8;              // threads of a row in the lanes kernel
 constexpr int backward_warp_elements = 16;     // of a thread in the lanes and warp kernels
 constexpr int backward_lanes_threads = 256;    // of a block of these
-constexpr int backward_block_elements = 8;     // of a thread in the block kernel
-constexpr int backward_shared_elements = 16;   // of a thread in the shared kernel
+constexpr int backward_block_elements = 8;     // of a thread where a block has a row
 constexpr int backward_column_threads = 128;   // of a block of the parameters kernel
 
 enum class ColumnLayout { vectors, strided, any };
@@ -49,8 +48,8 @@ inline NormBackwardPlan plan_norm_backward(const NormBackwardParams& params, con
   plan.layout = column_layout(params);
   const int64_t columns = params.columns;
   const bool vectors = plan.layout == ColumnLayout::vectors;
-  const int shared_threads = threads_for_row(columns, backward_shared_elements);
-  plan.shared_bytes = 2 * static_cast<int64_t>(sizeof(float)) * backward_shared_elements * shared_threads;
+  const int64_t shared_tile = 1024 * backward_block_elements;
+  const int64_t shared_bytes = 2 * static_cast<int64_t>(sizeof(float)) * ceil_div(columns, shared_tile) * shared_tile;
 
   int rows_of_block = 1;
   if (plan.layout == ColumnLayout::any) {
@@ -66,14 +65,14 @@ inline NormBackwardPlan plan_norm_backward(const NormBackwardParams& params, con
   } else if (columns <= backward_block_threads(vectors) * backward_block_elements) {
     plan.kernel = NormBackwardKernel::block;
     plan.threads = threads_for_row(columns, backward_block_elements);
-  } else if (vectors && shared_threads <= 1024 && plan.shared_bytes <= limits.shared_bytes) {
+  } else if (vectors && shared_bytes <= limits.shared_bytes) {
     plan.kernel = NormBackwardKernel::shared;
-    plan.threads = shared_threads;
+    plan.threads = 1024;
+    plan.shared_bytes = shared_bytes;
   } else {
     plan.kernel = NormBackwardKernel::wide;
     if (!vectors) plan.layout = ColumnLayout::any;
   }
-  if (plan.kernel != NormBackwardKernel::shared) plan.shared_bytes = 0;
 
   const bool sums_wanted = params.grad_weight.data != nullptr || params.grad_bias.data != nullptr;
   if (plan.kernel == NormBackwardKernel::wide) {

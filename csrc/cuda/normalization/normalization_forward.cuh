@@ -1,10 +1,11 @@
 // Forward kernels of layer and RMS normalisation, plain or fused with dropout and a residual addition, and their launch.
-// A row is read once and held: in registers up to forward_tile_columns, in shared memory above, and re-read where it
+// A row is read once and held: in registers up to block_tile_columns, in shared memory above, and re-read where it
 // fits neither. Statistics are float32 and two-pass, which stays exact where the mean is far above the spread.
 #pragma once
 
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/row_tile.cuh"
+#include "fusewright/cuda/tile_shape.cuh"
 #include "fusewright/normalization.h"
 
 namespace fusewright::cuda {
@@ -135,16 +136,6 @@ __global__ void __launch_bounds__(1024)
   if (threadIdx.x == 0) write_statistics(params, row, mean, rstd);
 }
 
-// Few tiles by row width suffice: 8 lanes with 16 elements each, a warp, then as many warps as the row needs with 16.
-// Element by element, addresses take registers too, so a thread or a block holds half as much.
-constexpr int64_t forward_lanes_columns = 128;
-template <class Columns>
-constexpr int forward_warp_elements = Columns::width > 1 ? 32 : 16;
-template <class Columns>
-constexpr int forward_block_threads = Columns::width > 1 ? 1024 : 512;
-template <class Columns>
-constexpr int64_t forward_tile_columns = forward_block_threads<Columns> * 16;
-
 template <class T, class Columns, int Elements, bool Fused>
 cudaError_t launch_norm_forward_wide(const NormForwardParams& params, void* stream) {
   DeviceLimits limits;
@@ -159,20 +150,21 @@ cudaError_t launch_norm_forward_wide(const NormForwardParams& params, void* stre
 
 template <class T, class Columns, bool Fused>
 cudaError_t launch_norm_forward_tile(const NormForwardParams& params, void* stream) {
-  // Element by element, a warp serves the shortest rows as well.
+  if (params.columns > warp_tile_columns<Columns>) {
+    return launch(
+        norm_forward_tile_kernel<T, Columns, block_tile_elements, whole_block, block_tile_threads<Columns>, Fused>,
+        grid_of(params.rows), dim3(threads_for_row(params.columns, block_tile_elements)), 0, stream, params);
+  }
   if constexpr (Columns::width > 1) {
-    if (params.columns <= forward_lanes_columns) {
-      return launch(norm_forward_tile_kernel<T, Columns, 16, 8, 128, Fused>, grid_of(ceil_div(params.rows, 16)),
-                    dim3(128), 0, stream, params);
+    if (params.columns <= lanes_tile_columns) {
+      return launch(norm_forward_tile_kernel<T, Columns, lanes_tile_elements, tile_lanes, lanes_tile_threads, Fused>,
+                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0, stream,
+                    params);
     }
   }
-  constexpr int warp_elements = forward_warp_elements<Columns>;
-  if (params.columns <= warp_size * warp_elements) {
-    return launch(norm_forward_tile_kernel<T, Columns, warp_elements, warp_size, 128, Fused>,
-                  grid_of(ceil_div(params.rows, 4)), dim3(128), 0, stream, params);
-  }
-  return launch(norm_forward_tile_kernel<T, Columns, 16, whole_block, forward_block_threads<Columns>, Fused>,
-                grid_of(params.rows), dim3(threads_for_row(params.columns, 16)), 0, stream, params);
+  return launch(norm_forward_tile_kernel<T, Columns, warp_tile_elements<Columns>, warp_size, lanes_tile_threads, Fused>,
+                grid_of(ceil_div(params.rows, lanes_tile_threads / warp_size)), dim3(lanes_tile_threads), 0, stream,
+                params);
 }
 
 // The instantiation of one element type.
@@ -182,15 +174,15 @@ cudaError_t norm_forward(const NormForwardParams& params, void* stream) {
   const bool fused = params.residual.data != nullptr;
   const auto operands = {&params.input, &params.residual, &params.new_residual, &params.weight, &params.bias};
   if (take_vectors(operands, params.columns, Vectors::width) && is_aligned(params.output, 16)) {
-    if (params.columns <= forward_tile_columns<Vectors>) {
+    if (params.columns <= block_tile_columns<Vectors>) {
       return fused ? launch_norm_forward_tile<T, Vectors, true>(params, stream)
                    : launch_norm_forward_tile<T, Vectors, false>(params, stream);
     }
-    return fused ? launch_norm_forward_wide<T, Vectors, 16, true>(params, stream)
-                 : launch_norm_forward_wide<T, Vectors, 16, false>(params, stream);
+    return fused ? launch_norm_forward_wide<T, Vectors, 8, true>(params, stream)
+                 : launch_norm_forward_wide<T, Vectors, 8, false>(params, stream);
   }
   if (fused) return launch_norm_forward_wide<T, AnyColumns, 1, true>(params, stream);
-  if (params.columns <= forward_tile_columns<StridedColumns> && have_one_stride(operands)) {
+  if (params.columns <= block_tile_columns<StridedColumns> && have_one_stride(operands)) {
     return launch_norm_forward_tile<T, StridedColumns, false>(params, stream);
   }
   return launch_norm_forward_wide<T, AnyColumns, 1, false>(params, stream);

@@ -1,3 +1,3 @@
-#include "cuda/normalization/normalization_forward.cuh"
+#include "normalization_forward.cuh"
 
 template cudaError_t fusewright::cuda::norm_forward<float>(const NormForwardParams&, void*);

@@ -7,6 +7,7 @@
 #include "fusewright/normalization.h"
 #include "fusewright/softmax.h"
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // The CUDA runtime's description of an error code.
@@ -27,3 +28,4 @@ int fusewright_cuda_softmax_forward(const fusewright::SoftmaxForwardParams* para
 // The kernel's type is that of grad_input; grad_output and output have that type or float32.
 int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* params, void* stream);
 }
+#pragma GCC visibility pop

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fusewright.testing.errors import error_in_u, max_element_error_in_u
+from fusewright.testing.errors import error_in_u, max_element_error_in_u, rms
 
 Direction = Literal["forward", "gradient"]
 
@@ -22,7 +22,8 @@ PLAIN_FACTOR = 2.0
 
 PLAIN_FLOOR = {torch.float64: 3.0, torch.float32: 3.0, torch.bfloat16: 1.0, torch.float16: 1.0}
 """Errors below this, those of the last few roundings, are not compared with plain PyTorch's: a constant row, say, may
-come out exact by the order in which it happens to be summed."""
+come out exact by the order in which it happens to be summed. A low-precision result that is all cancellation shows the
+roundings of float32 and has its floor."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ def judge(
     error = error_in_u(actual, oracle, magnitude)
     element = max_element_error_in_u(actual, oracle, magnitude)
     plain_error = None if plain is None else error_in_u(plain.to(actual.dtype), oracle, magnitude)
+    cancelled = magnitude is not None and magnitude > rms(oracle)
+    floor = PLAIN_FLOOR[torch.float32 if cancelled else actual.dtype]
     failures = []
     if not error <= allowed:
         failures.append(f"error {error:.3g}u is above the budget of {allowed:.3g}u")
     if not element <= ELEMENT_FACTOR * allowed:
         failures.append(f"an element is wrong by {element:.3g}u, above {ELEMENT_FACTOR:g} budgets of {allowed:.3g}u")
-    if plain_error is not None and not error <= max(PLAIN_FACTOR * plain_error, PLAIN_FLOOR[actual.dtype]):
+    if plain_error is not None and not error <= max(PLAIN_FACTOR * plain_error, floor):
         failures.append(f"error {error:.3g}u is above {PLAIN_FACTOR:g} times that of plain PyTorch, {plain_error:.3g}u")
     return Judgement(error, element, allowed, plain_error, tuple(failures))
 

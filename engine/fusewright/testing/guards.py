@@ -146,16 +146,17 @@ def poisoned_allocations() -> Iterator[None]:
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # its attribute is a property of the module, unknown to type checkers
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=warn_only if deterministic else True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     allocator_poisoned = _perturb_allocator(_PERTURB_BYTE)
     try:
         yield
     finally:
         if allocator_poisoned:
             _perturb_allocator(int(os.environ.get("MALLOC_PERTURB_", "0")))
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
 

@@ -8,13 +8,14 @@ from fusewright_kernels.triton_support import Tile, ceil_div, next_power_of_2
 
 # The longest row whose float32 values stay in registers. Forward keeps one value an element, backward up to six; where
 # columns are not adjacent, each element has a 64-bit address of its own besides.
-FORWARD_ROW_LIMIT, FORWARD_STRIDED_ROW_LIMIT = 16384, 8192
+FORWARD_ROW_LIMIT, FORWARD_STRIDED_ROW_LIMIT = 16384, 4096
 BACKWARD_ROW_LIMIT, BACKWARD_STRIDED_ROW_LIMIT = 8192, 2048
 
 SHORTEST_BLOCK_N = 16
 
-# Elements a program holds at least: 4 warps with 16 each, two 16-byte loads of bf16 a thread.
-_SMALLEST_TILE = 2048
+# Short rows share a program: 4 warps with up to 16 elements, two 16-byte loads of bf16, a thread.
+_FEWEST_THREADS = 128
+_FEWEST_ELEMENTS = 16
 
 FORWARD_LOOP = Tile(1, 4096, 8, whole_rows=False)
 FORWARD_STRIDED_LOOP = Tile(1, 2048, 8, whole_rows=False)
@@ -40,7 +41,7 @@ _SPREAD_WARPS = 2112
 def forward_tile(columns: int, unit_columns: bool) -> Tile:
     if unit_columns:
         return _tile(columns, FORWARD_ROW_LIMIT, 32, FORWARD_LOOP)
-    return _tile(columns, FORWARD_STRIDED_ROW_LIMIT, 16, FORWARD_STRIDED_LOOP)
+    return _tile(columns, FORWARD_STRIDED_ROW_LIMIT, 8, FORWARD_STRIDED_LOOP)
 
 
 def backward_tile(columns: int, unit_columns: bool) -> Tile:
@@ -54,7 +55,7 @@ def _tile(columns: int, row_limit: int, elements_per_thread: int, loop: Tile) ->
     block_n = max(next_power_of_2(columns), SHORTEST_BLOCK_N)
     if block_n > row_limit:
         return loop
-    block_m = max(_SMALLEST_TILE // block_n, 1)
+    block_m = max(_FEWEST_THREADS * min(elements_per_thread, _FEWEST_ELEMENTS) // block_n, 1)
     return Tile(block_m, block_n, max(4, block_m * block_n // (32 * elements_per_thread)), whole_rows=True)
 
 

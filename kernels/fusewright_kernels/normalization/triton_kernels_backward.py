@@ -265,7 +265,7 @@ def norm_backward_column_sum_kernel(
     o_n = (tl.program_id(0) % n_column_tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < N
     b_sum = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
-    for i_p in range(0, GROUP, BLOCK_P):
+    for i_p in range(0, tl.minimum(P - i_group * GROUP, GROUP), BLOCK_P):
         o_p = i_group * GROUP + i_p + tl.arange(0, BLOCK_P)
         m_tile = (o_p < P)[:, None] & m_n[None, :]
         b_sum += tl.load(p_partial + (o_p * N)[:, None] + o_n[None, :], mask=m_tile, other=0.0)

@@ -43,6 +43,22 @@ def norm_forward_affine(b_x, p_weight, p_bias, o_n, m_n, stride_weight, stride_b
 
 
 @triton.jit
+def centered(b_x, m_n, count):
+    """b_x minus its mean over ``count`` columns (0 where masked), the mean, the sum of squares about it.
+
+    The first mean is off by a rounding error that grows with it. What the centred values still sum to is that error:
+    taking it out makes both results good to a few units whatever the mean, and constant rows exactly 0.
+    """
+    b_mean = divide_by_count(tl.sum(b_x, axis=1), count)
+    b_x = tl.where(m_n[None, :], b_x - b_mean[:, None], 0.0)
+    b_error = divide_by_count(tl.sum(b_x, axis=1), count)
+    b_squares = tl.sum(b_x * b_x, axis=1) - b_error * b_error * count
+    # Rounding can leave less than 0, whose root would be NaN with eps = 0; a NaN of the data stays.
+    b_squares = tl.maximum(b_squares, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.where(m_n[None, :], b_x - b_error[:, None], 0.0), b_mean + b_error, b_squares
+
+
+@triton.jit
 def reciprocal_root(b_x):
     """1 / sqrt(b_x), correctly rounded twice; the hardware's rsqrt is off by 2 ulp."""
     return tl.div_rn(tl.zeros_like(b_x) + 1.0, tl.sqrt_rn(b_x))
@@ -90,11 +106,12 @@ def norm_forward_row_kernel(
     if p_new_residual is not None:
         tl.store(p_new_residual + o_tile, to_dtype(b_x, p_new_residual.dtype.element_ty), mask=m_tile)
     if CENTER:
-        b_mean = divide_by_count(tl.sum(b_x, axis=1), N)
-        b_x = tl.where(m_n[None, :], b_x - b_mean[:, None], 0.0)
+        b_x, b_mean, b_squares = centered(b_x, m_n, N)
         if p_statistics is not None:
             tl.store(p_statistics + M + o_m, b_mean, mask=m_m)
-    b_rstd = reciprocal_root(divide_by_count(tl.sum(b_x * b_x, axis=1), N) + eps)
+    else:
+        b_squares = tl.sum(b_x * b_x, axis=1)
+    b_rstd = reciprocal_root(divide_by_count(b_squares, N) + eps)
     if p_statistics is not None:
         tl.store(p_statistics + o_m, b_rstd, mask=m_m)
 
@@ -123,8 +140,9 @@ def norm_forward_loop_kernel(
 ):  # fmt: skip
     """Rows too long for registers, BLOCK_N columns at a time: once for the statistics, once for the output.
 
-    Each tile's mean and centred sum of squares are exact to rounding and are merged by Chan's formula ("Updating
-    formulae and a pairwise algorithm for computing sample variances", 1979), so a large mean costs no digits.
+    Each tile's mean and centred sum of squares are merged by Chan's formula ("Updating formulae and a pairwise
+    algorithm for computing sample variances", 1979). The first tile's mean is taken off all values, so that the means
+    which the formula subtracts from each other are small and a large mean costs no digits.
     """
     i_m = tl.program_id(0).to(tl.int64)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -139,7 +157,8 @@ def norm_forward_loop_kernel(
         )
         p_residual_rows = p_residual + o_residual[:, None]
 
-    b_mean = tl.zeros([BLOCK_M], tl.float32)
+    b_pivot = tl.zeros([BLOCK_M], tl.float32)
+    b_mean = tl.zeros([BLOCK_M], tl.float32)  # less the pivot
     b_squares = tl.zeros([BLOCK_M], tl.float32)
     for i_n in range(0, N, BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
@@ -155,18 +174,21 @@ def norm_forward_loop_kernel(
         if CENTER:
             n_tile = tl.minimum(N - i_n, BLOCK_N)
             n_seen = i_n + n_tile
-            b_tile_mean = divide_by_count(tl.sum(b_x, axis=1), n_tile)
-            b_x = tl.where(m_n[None, :], b_x - b_tile_mean[:, None], 0.0)
+            if i_n == 0:
+                b_pivot = divide_by_count(tl.sum(b_x, axis=1), n_tile)
+            b_x = tl.where(m_n[None, :], b_x - b_pivot[:, None], 0.0)
+            b_x, b_tile_mean, b_tile_squares = centered(b_x, m_n, n_tile)
             b_step = b_tile_mean - b_mean
             b_share = divide_by_count(tl.zeros([BLOCK_M], tl.float32) + n_tile, n_seen)
             b_mean += b_step * b_share
-            b_squares += b_step * b_step * b_share * i_n
-        b_squares += tl.sum(b_x * b_x, axis=1)
+            b_squares += b_tile_squares + b_step * b_step * b_share * i_n
+        else:
+            b_squares += tl.sum(b_x * b_x, axis=1)
     b_rstd = reciprocal_root(divide_by_count(b_squares, N) + eps)
     if p_statistics is not None:
         tl.store(p_statistics + o_m, b_rstd, mask=m_m)
         if CENTER:
-            tl.store(p_statistics + M + o_m, b_mean, mask=m_m)
+            tl.store(p_statistics + M + o_m, b_pivot + b_mean, mask=m_m)
 
     for i_n in range(0, N, BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
@@ -178,7 +200,7 @@ def norm_forward_loop_kernel(
             o_m, i_n, o_n, m_tile, N, stride_input_n, stride_residual_n, keep_threshold, keep_scale, BLOCK_N,
         )  # fmt: skip
         b_y = norm_forward_affine(
-            (b_x - b_mean[:, None]) * b_rstd[:, None],
+            (b_x - b_pivot[:, None] - b_mean[:, None]) * b_rstd[:, None],
             p_weight, p_bias, o_n, m_n, stride_weight, stride_bias, weight_offset,
         )  # fmt: skip
         o_tile = (o_m * N)[:, None] + o_n[None, :]

@@ -50,9 +50,7 @@ def softmax_backward(grad_output: Tensor, output: Tensor, dim: int, input_dtype:
     return grad_input
 
 
-def _launch(
-    kernel: Any, tile: Tile, layout: RowLayout, names: tuple[str, ...], like: Tensor, dim: int
-) -> None:
+def _launch(kernel: Any, tile: Tile, layout: RowLayout, names: tuple[str, ...], like: Tensor, dim: int) -> None:
     """Launch over the rows of ``like`` along ``dim``; ``names`` are those of the layout's operands in the kernel."""
     columns = like.shape[dim]
     rows = like.numel() // columns

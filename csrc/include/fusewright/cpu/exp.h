@@ -25,12 +25,16 @@ inline Float exp_nonpositive(Float x) {
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r * r + r;
+#if defined(__AVX512F__)
+  return bit_cast<Float>(_mm512_scalef_ps(bit_cast<__m512>(p + 1.0f), bit_cast<__m512>(n)));
+#else
   // 2^n in two factors: n reaches -150, below the exponent of a normal number.
   const Int exponent = bit_cast<Int>(shifted) - bit_cast<Int>(broadcast(round_to_integer));
   const Int half = exponent >> 1;
   const Float scale = bit_cast<Float>((half + 127) << 23);
   const Float other_scale = bit_cast<Float>((exponent - half + 127) << 23);
   return ((p + 1.0f) * scale) * other_scale;
+#endif
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -12,20 +12,24 @@ namespace fusewright {
 struct CpuKernels {
   const char* isa;
 
-  // target[i] = float32(row[i]) + offset for the one row of a parameter.
-  void (*parameter_to_float)(const RowView& row, int64_t columns, float offset, float* target);
+  // Parameters and their sums are float32 in whole blocks of this many elements: ceil(N / block) * block of them.
+  int64_t parameter_block;
 
-  // Rows [begin, end). `weight` and `bias` are the params' as float32 with the offset added, or nullptr.
+  // target[i] = float32(row[i]) + offset for the one row of a parameter, 0 past its end. `pair_order` holds for plain
+  // normalisation of bfloat16, whose kernels take elements in another order; see cpu/vector.h.
+  void (*parameter_to_float)(const RowView& row, int64_t columns, float offset, bool pair_order, float* target);
+
+  // Rows [begin, end). `weight` and `bias` come from parameter_to_float, or are nullptr.
   void (*norm_forward)(const NormForwardParams& params, const float* weight, const float* bias, int64_t begin,
                        int64_t end);
 
-  // Rows [begin, end); adds nothing to, but overwrites, weight_sums[N] and bias_sums[N] where they are not nullptr.
+  // Rows [begin, end). Overwrites weight_sums and bias_sums, where they are not nullptr, with the sums over the rows.
   void (*norm_backward)(const NormBackwardParams& params, const float* weight, int64_t begin, int64_t end,
                         float* weight_sums, float* bias_sums);
 
-  // Sums `chunks` rows of partial sums in order, columns [begin, end), and rounds once to the gradient's type.
-  void (*norm_backward_reduce)(const float* partial_sums, int64_t chunks, int64_t columns, const RowView& gradient,
-                               int64_t begin, int64_t end);
+  // Adds the sums of `chunks` calls in order, blocks [begin, end), and rounds once to the gradient's type.
+  void (*norm_backward_reduce)(const float* sums, int64_t chunks, int64_t columns, bool pair_order,
+                               const RowView& gradient, int64_t begin, int64_t end);
 
   void (*softmax_forward)(const SoftmaxForwardParams& params, int64_t begin, int64_t end);
   void (*softmax_backward)(const SoftmaxBackwardParams& params, int64_t begin, int64_t end);

@@ -17,60 +17,60 @@ struct RowMoments {
 };
 
 // Elements whose sums stay in float32 lanes; each block is then added to a double. It bounds the length of every
-// float32 sum to block / (lanes * accumulators) terms, whatever N.
+// float32 sum to block / (2 * lanes * accumulators) terms, whatever N.
 constexpr int64_t sum_block = 4096;
-constexpr int sum_accumulators = 4;
+constexpr int sum_accumulators = 2;  // pairs
 
 struct ShiftedSums {
   double first;   // sum of x - shift
   double second;  // sum of (x - shift)^2
 };
 
-template <bool Center, class T>
+// Center: with the first sum; Shifted: shift is not zero.
+template <bool Center, bool Shifted, class T>
 inline ShiftedSums shifted_sums(const T* x, int64_t columns, float shift) {
   ShiftedSums total = {0, 0};
   for (int64_t begin = 0; begin < columns; begin += sum_block) {
     const int64_t end = columns - begin < sum_block ? columns : begin + sum_block;
-    Float first[sum_accumulators] = {};
-    Float second[sum_accumulators] = {};
+    Pair first[sum_accumulators] = {};
+    Pair second[sum_accumulators] = {};
+    const auto add = [&](int a, Pair d) {
+      if constexpr (Shifted) {
+        d.first -= shift;
+        d.second -= shift;
+      }
+      if constexpr (Center) {
+        first[a].first += d.first;
+        first[a].second += d.second;
+      }
+      second[a].first += d.first * d.first;
+      second[a].second += d.second * d.second;
+    };
     int64_t i = begin;
-    for (; i + sum_accumulators * lanes <= end; i += sum_accumulators * lanes) {
-      for (int a = 0; a < sum_accumulators; ++a) {
-        Float d = load(x + i + a * lanes);
-        if constexpr (Center) {
-          d -= shift;
-          first[a] += d;
-        }
-        second[a] += d * d;
-      }
+    for (; i + sum_accumulators * pair_lanes <= end; i += sum_accumulators * pair_lanes) {
+      for (int a = 0; a < sum_accumulators; ++a) add(a, load_pair(x + i + a * pair_lanes));
     }
-    for (; i + lanes <= end; i += lanes) {
-      Float d = load(x + i);
-      if constexpr (Center) {
-        d -= shift;
-        first[0] += d;
-      }
-      second[0] += d * d;
+    for (; i + pair_lanes <= end; i += pair_lanes) add(0, load_pair(x + i));
+    for (; i < end; i += lanes) {
+      const int64_t count = end - i < lanes ? end - i : lanes;
+      Float d = load_partial(x + i, count);
+      if constexpr (Shifted) d = select(first_lanes(count), d - shift, Float{});
+      if constexpr (Center) first[0].first += d;
+      second[0].first += d * d;
     }
-    if (i < end) {
-      Float d = load_partial(x + i, end - i);
-      if constexpr (Center) {
-        d = select(first_lanes(end - i), d - shift, Float{});
-        first[1] += d;
-      }
-      second[1] += d * d;
-    }
-    if constexpr (Center) total.first += sum_lanes((first[0] + first[1]) + (first[2] + first[3]));
-    total.second += sum_lanes((second[0] + second[1]) + (second[2] + second[3]));
+    const auto sum = [](const Pair* pairs) {
+      return sum_lanes((pairs[0].first + pairs[0].second) + (pairs[1].first + pairs[1].second));
+    };
+    if constexpr (Center) total.first += sum(first);
+    total.second += sum(second);
   }
   return total;
 }
 
-// A first guess of the mean: the average of at most one block of vectors at the start of the row.
-template <class T>
-inline float leading_mean(const T* x, int64_t columns) {
+// A first guess of the mean: the average of at most four vectors at the start of the row.
+inline float leading_mean(const float* x, int64_t columns) {
   if (columns < lanes) return sum_lanes(load_partial(x, columns)) / static_cast<float>(columns);
-  const int64_t vectors = columns / lanes < sum_accumulators ? columns / lanes : sum_accumulators;
+  const int64_t vectors = columns / lanes < 4 ? columns / lanes : 4;
   Float sum = {};
   for (int64_t v = 0; v < vectors; ++v) sum += load(x + v * lanes);
   return sum_lanes(sum) / static_cast<float>(vectors * lanes);
@@ -79,17 +79,21 @@ inline float leading_mean(const T* x, int64_t columns) {
 // Scalar formula: mean = sum(x) / N, rstd = 1 / sqrt(sum((x - mean)^2) / N + eps); without Center mean is 0.
 //
 // Centred sums are taken around a guess of the mean. The variance then loses digits only as far as the guess is off
-// in units of the standard deviation; if it is off by more than two, once more around the mean just found.
+// in units of the standard deviation; if it is off by too much, once more around the mean just found. Two-byte types
+// start from 0 and bear a guess 8 standard deviations off: their inputs have 8 or 11 bits and float32 sums 24.
 template <bool Center, class T>
 inline RowMoments row_moments(const T* x, int64_t columns, double eps) {
+  constexpr bool wide = sizeof(T) == sizeof(float);
+  constexpr double most_variances_off = wide ? 1.0 : 64.0;
   const double scale = 1.0 / static_cast<double>(columns);
-  float shift = Center ? leading_mean(x, columns) : 0.0f;
-  ShiftedSums sums = shifted_sums<Center>(x, columns, shift);
+  float shift = 0;
+  if constexpr (Center && wide) shift = leading_mean(x, columns);
+  ShiftedSums sums = shifted_sums<Center, Center && wide>(x, columns, shift);
   double offset = sums.first * scale;  // mean - shift
   double variance = sums.second * scale - offset * offset;
-  if (Center && offset * offset > 4.0 * variance && isfinite(sums.second)) {
+  if (Center && offset * offset > most_variances_off * variance && isfinite(sums.second)) {
     shift = static_cast<float>(shift + offset);
-    sums = shifted_sums<Center>(x, columns, shift);
+    sums = shifted_sums<Center, true>(x, columns, shift);
     offset = sums.first * scale;
     variance = sums.second * scale - offset * offset;
   }

@@ -165,6 +165,87 @@ inline void store_partial(T* target, Float value, int64_t count) {
   for (int64_t i = 0; i < count; ++i) target[i] = buffer[i];
 }
 
+// ---- two vectors at a time ----
+//
+// Two bfloat16 share a 32-bit word, so a vector of words splits into its even and its odd elements by one shift and
+// one mask, far cheaper than widening in order. Element-wise arithmetic does not care about the order; what meets the
+// elements there (weights, sums over rows) is kept in the same order, the pair order: element 2i of a block at i,
+// element 2i + 1 at lanes + i. For the other types pair order is the natural order.
+
+constexpr int pair_lanes = 2 * lanes;
+
+struct Pair {
+  Float first, second;
+};
+
+template <class T>
+constexpr bool has_pair_order = false;
+template <>
+constexpr bool has_pair_order<BFloat16> = true;
+
+template <class T>
+inline Pair load_pair(const T* source) {
+  if constexpr (has_pair_order<T>) {
+    UInt words;
+    memcpy(&words, source, sizeof(words));
+    return {bit_cast<Float>(words << 16), bit_cast<Float>(words & 0xffff0000u)};
+  } else {
+    return {load(source), load(source + lanes)};
+  }
+}
+
+template <class T>
+inline void store_pair(T* target, Pair value) {
+  if constexpr (has_pair_order<T>) {
+#if defined(__AVX512BF16__)
+    // Even elements in the low half, odd ones in the high half; then they are interleaved.
+    const __m512bh halves = _mm512_cvtne2ps_pbh(bit_cast<__m512>(value.second), bit_cast<__m512>(value.first));
+    typedef uint16_t Shorts __attribute__((vector_size(vector_bytes)));
+    Shorts order;
+    for (int i = 0; i < lanes; ++i) {
+      order[2 * i] = i;
+      order[2 * i + 1] = lanes + i;
+    }
+    const __m512i interleaved = _mm512_permutexvar_epi16(bit_cast<__m512i>(order), bit_cast<__m512i>(halves));
+    memcpy(target, &interleaved, sizeof(interleaved));
+#else
+    const auto rounded = [](Float vector) {
+      const UInt word = bit_cast<UInt>(vector);
+      const UInt is_nan = bit_cast<UInt>(vector != vector);
+      return ((word + 0x7fff + ((word >> 16) & 1)) & ~is_nan) | ((word | 0x400000) & is_nan);
+    };
+    const UInt words = (rounded(value.first) >> 16) | (rounded(value.second) & 0xffff0000u);
+    memcpy(target, &words, sizeof(words));
+#endif
+  } else {
+    store(target, value.first);
+    store(target + lanes, value.second);
+  }
+}
+
+// The first `count` < pair_lanes elements; the others are zero.
+template <class T>
+inline Pair load_pair_partial(const T* source, int64_t count) {
+  T buffer[pair_lanes] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = source[i];
+  return load_pair(buffer);
+}
+
+template <class T>
+inline void store_pair_partial(T* target, Pair value, int64_t count) {
+  T buffer[pair_lanes];
+  store_pair(buffer, value);
+  for (int64_t i = 0; i < count; ++i) target[i] = buffer[i];
+}
+
+// Where column i of a row lies in pair order.
+inline int64_t pair_position(int64_t column) {
+  const int64_t within = column % pair_lanes;
+  return column - within + (within % 2) * lanes + within / 2;
+}
+
+inline int64_t whole_pairs(int64_t columns) { return (columns + pair_lanes - 1) / pair_lanes * pair_lanes; }
+
 // All ones in the first `count` lanes.
 inline Int first_lanes(int64_t count) {
   Int index;

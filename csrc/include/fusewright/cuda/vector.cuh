@@ -105,9 +105,20 @@ struct Packed {
 };
 
 template <class T>
-constexpr DataType data_type_of = std::is_same_v<T, float>           ? DataType::float32
-                                  : std::is_same_v<T, __nv_bfloat16> ? DataType::bfloat16
-                                                                     : DataType::float16;
+__device__ __forceinline__ float load_float(const T* source) {
+  Packed<T, 1> packed;
+  packed.load(source);
+  float value;
+  packed.unpack(&value);
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ void store_float(T* target, float value) {
+  Packed<T, 1> packed;
+  packed.pack(&value);
+  packed.store(target);
+}
 
 // Calls body(T{}) or body(float{}): activations and residual streams have the kernel's type T or are float32.
 // The branch is uniform, and stands outside the loops over vectors so that it does not part their loads.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class NormalizationCase:
     def ours(self, inputs: Tensors, backend: str | None) -> Tensors:
         leaves = _leaves(inputs)
         op = getattr(functional, self.op)
-        keywords = {name: leaves[name] for name in ("weight", "bias") if name in leaves}
+        keywords: dict[str, Any] = {name: leaves[name] for name in ("weight", "bias") if name in leaves}
         keywords |= {"eps": _EPS, "zero_centered_weight": self.zero_centered_weight, "backend": backend}
         if self.adds:
             keywords |= {"dropout_p": self.dropout_p, "seed": _SEED if self.dropout_p else None}
