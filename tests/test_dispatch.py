@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 
-import fusewright
 import pytest
 import torch
+
+import fusewright
 from fusewright import functional
 from fusewright.diagnostics import doctor_main, explain_main
 from fusewright_kernels import dispatch, native
@@ -40,7 +41,8 @@ def test_explain_tells_a_forced_choice() -> None:
 
 
 def test_a_forced_backend_that_cannot_serve_raises_with_its_reason() -> None:
-    with pytest.raises(ValueError, match="backend is 'cuda', expected a backend that can serve norm: tensors are on cpu"):
+    message = "backend is 'cuda', expected a backend that can serve norm: tensors are on cpu"
+    with pytest.raises(ValueError, match=message):
         functional.layer_norm(torch.ones(2, 8), 8, backend="cuda")
 
 

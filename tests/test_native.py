@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from fusewright_kernels import build_cache, native, toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +48,9 @@ def sources(tmp_path: Path) -> Path:
 def test_two_processes_that_build_at_once_share_one_result(sources: Path, tmp_path: Path) -> None:
     code = textwrap.dedent(SMALL_RECIPE) + 'print(build_cache.path_of("small"))'
     environment = {**os.environ, "FUSEWRIGHT_CACHE_DIR": str(tmp_path / "cache")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(sources)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        for _ in range(3)
-    ]
+    command = [sys.executable, "-c", code, str(sources)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(3)]
     results = [(*process.communicate(timeout=120), process.returncode) for process in processes]
     assert [code for _, _, code in results] == [0, 0, 0], results
     assert len({output for output, _, _ in results}) == 1
@@ -131,7 +128,7 @@ def test_read_only_home_falls_back_to_the_temporary_folder(sources: Path, tmp_pa
     temporary.mkdir()
     temporary.chmod(0o777)
     # Root writes anywhere, so the check itself runs as the user nobody, in the child that holds nothing else.
-    code = 'import os; os.setuid(65534); print(build_cache.directory())'
+    code = "import os; os.setuid(65534); print(build_cache.directory())"
     result = run_python(code, sources, HOME=str(home), XDG_CACHE_HOME=str(home), TMPDIR=str(temporary))
     assert result.stdout.startswith(str(temporary)), result.stderr
     assert "cannot be written" in result.stderr

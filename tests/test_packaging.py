@@ -34,7 +34,11 @@ def test_the_wheel_carries_every_source_and_package(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for source in (ROOT / "csrc").rglob("*.*"):
         assert f"fusewright_kernels/csrc/{source.relative_to(ROOT / 'csrc')}" in names
-    for root, package in (("engine", "fusewright"), ("kernels", "fusewright_kernels"), ("benchmarks", "fusewright_bench")):
+    for root, package in (
+        ("engine", "fusewright"),
+        ("kernels", "fusewright_kernels"),
+        ("benchmarks", "fusewright_bench"),
+    ):
         for source in (ROOT / root / package).rglob("*.py"):
             assert str(source.relative_to(ROOT / root)) in names, f"{source} is missing from pyproject's packages"
 

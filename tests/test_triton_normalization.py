@@ -20,7 +20,7 @@ UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9, torch.float16
 BUDGETS = {torch.float32: (16, 24), torch.bfloat16: (2, 5), torch.float16: (2, 5)}
 EPS = 1e-5
 
-# 100 and 1000 are no powers of two, 760 is a common odd width; 1 has no variance; the last is longer than any whole row.
+# 100 and 1000 are no powers of two; 1 has no variance; the last is longer than any whole row.
 COLUMNS = (1, 3, 64, 100, 760, 1000, 1025, tiles.FORWARD_ROW_LIMIT + 77)
 # 70 rows leave a part of every row tile empty.
 SHORT_ROWS, LONG_ROWS = (0, 1, 5, 70), (2,)

@@ -132,8 +132,7 @@ void add_rows(const NormForwardParams& params, const float* weight, const float*
 
 }  // namespace
 
-void norm_forward(const NormForwardParams& params, const float* weight, const float* bias, int64_t begin,
-                  int64_t end) {
+void norm_forward(const NormForwardParams& params, const float* weight, const float* bias, int64_t begin, int64_t end) {
   with_type(params.input.dtype, [&](auto input_element) {
     using T = decltype(input_element);
     if (params.residual.data == nullptr) return plain_rows<T>(params, weight, bias, begin, end);

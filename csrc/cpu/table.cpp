@@ -8,14 +8,8 @@ namespace fusewright::FUSEWRIGHT_ISA {
 
 extern const CpuKernels table;
 const CpuKernels table = {
-    FUSEWRIGHT_ISA_NAME,
-    pair_lanes,
-    parameter_to_float,
-    norm_forward,
-    norm_backward,
-    norm_backward_reduce,
-    softmax_forward,
-    softmax_backward,
+    FUSEWRIGHT_ISA_NAME, pair_lanes,           parameter_to_float, norm_forward,
+    norm_backward,       norm_backward_reduce, softmax_forward,    softmax_backward,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

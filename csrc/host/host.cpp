@@ -150,8 +150,9 @@ double fma_peak(int threads, const std::string& isa) {
   for (const Probe* probe : usable_probes()) {
     if (!isa.empty() && isa != probe->isa) continue;
     constexpr int64_t iterations = 10000;
-    return 1e-9 * best_rate(threads, static_cast<double>(probe->fma_flops) * iterations, [](int) {},
-                            [&](int, int64_t repeats) { probe->fma(repeats * iterations); });
+    return 1e-9 * best_rate(
+                      threads, static_cast<double>(probe->fma_flops) * iterations, [](int) {},
+                      [&](int, int64_t repeats) { probe->fma(repeats * iterations); });
   }
   throw std::invalid_argument("isa is '" + isa + "', expected one of this machine's");
 }
@@ -161,8 +162,9 @@ double amx_peak(int threads) {
   const Probe& probe = best_probe();
   if (probe.amx == nullptr) return 0;
   constexpr int64_t iterations = 10000;
-  return 1e-9 * best_rate(threads, static_cast<double>(probe.amx_flops) * iterations, [](int) {},
-                          [&](int, int64_t repeats) { probe.amx(repeats * iterations); });
+  return 1e-9 * best_rate(
+                    threads, static_cast<double>(probe.amx_flops) * iterations, [](int) {},
+                    [&](int, int64_t repeats) { probe.amx(repeats * iterations); });
 }
 
 std::vector<std::string> isas() {

@@ -8,7 +8,6 @@
 
 namespace fusewright::ops {
 
-
 inline void set_dropout(const std::optional<Tensor>& seed, double dropout_p, const int64_t** seed_pointer,
                         uint64_t* keep_threshold, float* keep_scale) {
   if (!seed.has_value() || dropout_p == 0.0) return;
@@ -69,12 +68,14 @@ inline Tensor empty_row_gradient(bool wanted, const Tensor& stream, ScalarType t
 }
 
 // Parameters and outputs of a backward. `grad_new_residual`, `seed` and `residual_type` belong to the fused addition.
-inline NormBackwardResult norm_backward_params(
-    const Tensor& grad_output, const std::optional<Tensor>& grad_new_residual, const Tensor& stream,
-    const Tensor& statistics, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-    const std::optional<Tensor>& seed, int64_t normalized_ndim, bool center, double weight_offset, double dropout_p,
-    ScalarType input_type, std::optional<ScalarType> residual_type, bool need_input, bool need_residual,
-    bool need_weight, bool need_bias) {
+inline NormBackwardResult norm_backward_params(const Tensor& grad_output,
+                                               const std::optional<Tensor>& grad_new_residual, const Tensor& stream,
+                                               const Tensor& statistics, const std::optional<Tensor>& weight,
+                                               const std::optional<Tensor>& bias, const std::optional<Tensor>& seed,
+                                               int64_t normalized_ndim, bool center, double weight_offset,
+                                               double dropout_p, ScalarType input_type,
+                                               std::optional<ScalarType> residual_type, bool need_input,
+                                               bool need_residual, bool need_weight, bool need_bias) {
   NormBackwardParams params;
   const int64_t rows_ndim = stream.dim() - normalized_ndim;
   params.rows = product_of_sizes(stream, 0, rows_ndim);
@@ -89,8 +90,8 @@ inline NormBackwardResult norm_backward_params(
   params.statistics = static_cast<const float*>(statistics.data_ptr());
   set_dropout(seed, dropout_p, &params.seed, &params.keep_threshold, &params.keep_scale);
   Tensor grad_input = empty_row_gradient(need_input, stream, input_type, normalized_ndim, &params.grad_input);
-  Tensor grad_residual = empty_row_gradient(need_residual, stream, residual_type.value_or(input_type),
-                                            normalized_ndim, &params.grad_residual);
+  Tensor grad_residual = empty_row_gradient(need_residual, stream, residual_type.value_or(input_type), normalized_ndim,
+                                            &params.grad_residual);
   Tensor grad_weight = empty_parameter_gradient(need_weight, weight, stream, &params.grad_weight);
   Tensor grad_bias = empty_parameter_gradient(need_bias, bias, stream, &params.grad_bias);
   return {params, grad_input, grad_residual, grad_weight, grad_bias};

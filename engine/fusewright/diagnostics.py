@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+
 from fusewright_kernels import build_cache, dispatch, native, toolchain, triton_support
 from fusewright_kernels.build_cache import BuildError
 

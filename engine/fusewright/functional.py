@@ -2,15 +2,17 @@
 
 Tensors may have any strides; nothing is copied to make it contiguous. Every function takes ``backend``: ``"cpu"``,
 ``"triton"``, ``"cuda"`` or ``"reference"`` forces one and raises if it cannot serve the call; None picks the best.
-Arguments that cannot be served raise ``ValueError`` or ``TypeError``, both also ``RuntimeError``, before any kernel runs.
+Arguments that cannot be served raise ``ValueError`` or ``TypeError``, both also ``RuntimeError``, before any kernel
+runs.
 """
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
 from fusewright_kernels.normalization import op as _normalization
 from fusewright_kernels.softmax import op as _softmax
-from torch import Tensor
 
 
 def layer_norm(

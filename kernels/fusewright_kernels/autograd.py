@@ -30,7 +30,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    return super(torch.autograd.Function, function).apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
 
 
 def second_derivative_possible(*tensors: Tensor | None) -> bool:
@@ -77,7 +77,7 @@ def pullback(
             arguments[index] = tensor
         return tuple(function(*arguments))
 
-    outputs, vjp = torch.func.vjp(of_present, *[inputs[index] for index in present])
+    outputs, vjp = torch.func.vjp(of_present, *[inputs[index] for index in present])[:2]
     cotangents = [
         torch.zeros_like(output) if gradient is None else gradient
         for output, gradient in zip(outputs, grad_outputs, strict=True)

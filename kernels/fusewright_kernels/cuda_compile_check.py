@@ -36,13 +36,12 @@ _FUNCTION = re.compile(
 
 def parse(source: str, report: str) -> list[Usage]:
     """The usage of every kernel in ptxas's verbose report on one source."""
-    return [
-        Usage(
-            source, match["target"], match["kernel"], int(match["registers"]), int(match["stack"]),
-            int(match["stores"]) + int(match["loads"]),
-        )  # fmt: skip
-        for match in _FUNCTION.finditer(report)
-    ]
+    usages = []
+    for match in _FUNCTION.finditer(report):
+        spill_bytes = int(match["stores"]) + int(match["loads"])
+        registers, stack_bytes = int(match["registers"]), int(match["stack"])
+        usages.append(Usage(source, match["target"], match["kernel"], registers, stack_bytes, spill_bytes))
+    return usages
 
 
 def compile_source(step: Compilation, folder: Path) -> str:
@@ -76,8 +75,8 @@ def main() -> int:
     for usage in spilling:
         print(f"SPILL {usage}", file=sys.stderr)
     worst = max((usage.registers for usage in usages), default=0)
-    print(f"{len(usages)} kernels for {', '.join(toolchain.cuda_architectures())}: {len(spilling)} spill, "
-          f"at most {worst} registers")  # fmt: skip
+    targets = ", ".join(toolchain.cuda_architectures())
+    print(f"{len(usages)} kernels for {targets}: {len(spilling)} spill, at most {worst} registers")
     return 1 if spilling or not usages else 0
 
 

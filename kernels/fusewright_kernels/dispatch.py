@@ -61,7 +61,7 @@ def register(op: str, predicates: dict[str, Predicate]) -> None:
 
 def decide(call: Call) -> Decision:
     """The backend for ``call`` and the refusal of every backend that ranks before it."""
-    refusals = []
+    refusals: list[Refusal] = []
     for backend in BACKENDS[:-1]:
         reason = _refusal_of(call, backend)
         if reason is None and backend == "triton" and call.device_type == "cpu":
@@ -98,7 +98,8 @@ def choose(op: str, device_type: str, dtypes: tuple[torch.dtype, ...], ndim: int
     if chosen is not None and _recording is None:
         return chosen
     call = Call(op, device_type, dtypes, ndim)
-    decision = _forced(call, backend or FORCED_BACKEND) if backend or FORCED_BACKEND else decide(call)
+    forced = backend or FORCED_BACKEND
+    decision = decide(call) if forced is None else _forced(call, forced)
     if _recording is not None:
         _recording.append(decision)
     if decision.backend == "reference" and not (decision.by_design or decision.forced):

@@ -54,10 +54,15 @@ def _contiguous_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor
     return tensor.new_empty(tensor.shape, dtype=dtype or tensor.dtype)
 
 
-def _gradient_or_empty(wanted: bool, like: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+def _gradient_or_empty(wanted: bool, like: Tensor, dtype: torch.dtype) -> Tensor:
     """An op returns a 0-element tensor for a gradient that was not asked for."""
-    assert like is not None
-    return _contiguous_like(like, dtype) if wanted else like.new_empty((0,), dtype=dtype or like.dtype)
+    return _contiguous_like(like, dtype) if wanted else like.new_empty((0,), dtype=dtype)
+
+
+def _parameter_gradient_or_empty(wanted: bool, parameter: Tensor | None, input: Tensor) -> Tensor:
+    if parameter is None:
+        return input.new_empty((0,))
+    return _gradient_or_empty(wanted, parameter, parameter.dtype)
 
 
 def norm_statistics(input: Tensor, normalized_ndim: int, center: bool, save: bool) -> Tensor:
@@ -93,14 +98,22 @@ _define(
 
 
 def _norm_backward_fake(
-    grad_output, input, statistics, weight, bias, normalized_ndim, center, weight_offset, need_input, need_weight,
-    need_bias,
-):  # fmt: skip
-    parameter = weight if weight is not None else bias if bias is not None else input
+    grad_output: Tensor,
+    input: Tensor,
+    statistics: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    normalized_ndim: int,
+    center: bool,
+    weight_offset: float,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        _gradient_or_empty(need_input, input),
-        _gradient_or_empty(need_weight, parameter, None if weight is None else weight.dtype),
-        _gradient_or_empty(need_bias, parameter, None if bias is None else bias.dtype),
+        _gradient_or_empty(need_input, input, input.dtype),
+        _parameter_gradient_or_empty(need_weight, weight, input),
+        _parameter_gradient_or_empty(need_bias, bias, input),
     )
 
 
@@ -130,15 +143,29 @@ _define(
 
 
 def _add_norm_backward_fake(
-    grad_output, grad_new_residual, new_residual, statistics, weight, bias, seed, normalized_ndim, center,
-    weight_offset, dropout_p, input_dtype, residual_dtype, need_input, need_residual, need_weight, need_bias,
-):  # fmt: skip
-    parameter = weight if weight is not None else bias if bias is not None else new_residual
+    grad_output: Tensor,
+    grad_new_residual: Tensor | None,
+    new_residual: Tensor,
+    statistics: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    seed: Tensor | None,
+    normalized_ndim: int,
+    center: bool,
+    weight_offset: float,
+    dropout_p: float,
+    input_dtype: torch.dtype,
+    residual_dtype: torch.dtype,
+    need_input: bool,
+    need_residual: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         _gradient_or_empty(need_input, new_residual, input_dtype),
         _gradient_or_empty(need_residual, new_residual, residual_dtype),
-        _gradient_or_empty(need_weight, parameter, None if weight is None else weight.dtype),
-        _gradient_or_empty(need_bias, parameter, None if bias is None else bias.dtype),
+        _parameter_gradient_or_empty(need_weight, weight, new_residual),
+        _parameter_gradient_or_empty(need_bias, bias, new_residual),
     )
 
 

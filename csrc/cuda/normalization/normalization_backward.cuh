@@ -153,8 +153,9 @@ __device__ __forceinline__ void flush_lanes(const Tile& tile, const PartialSums&
 }
 
 // Rows in registers. `weight_partials` and `bias_partials` are (gridDim.x, N), nullptr if not wanted.
+// Told of the 1 block, the compiler uses the registers there are; of itself it keeps to 128 and spills a few.
 template <class T, class Columns, int Elements, int Lanes, int Threads, bool Fused>
-__global__ void __launch_bounds__(Threads)
+__global__ void __launch_bounds__(Threads, 1)
     norm_backward_tile_kernel(const __grid_constant__ NormBackwardParams params, float* weight_partials,
                               float* bias_partials) {
   auto tile = make_row_tile<Columns, Elements, Lanes>(params.columns);
@@ -368,18 +369,18 @@ cudaError_t launch_norm_backward_tile(const NormBackwardParams& params, const No
   };
   if constexpr (vectors) {
     if (plan.kernel == NormBackwardKernel::lanes) {
-      return launch_kernel(norm_backward_tile_kernel<T, Columns, backward_warp_elements, backward_lanes,
+      return launch_kernel(norm_backward_tile_kernel<T, Columns, backward_elements, backward_lanes,
                                                      backward_lanes_threads, Fused>);
     }
     if (plan.kernel == NormBackwardKernel::shared) {
-      return launch_kernel(norm_backward_shared_kernel<T, Columns, backward_block_elements, Fused>);
+      return launch_kernel(norm_backward_shared_kernel<T, Columns, backward_elements, Fused>);
     }
   }
   if (plan.kernel == NormBackwardKernel::warp) {
     return launch_kernel(
-        norm_backward_tile_kernel<T, Columns, backward_warp_elements, warp_size, backward_lanes_threads, Fused>);
+        norm_backward_tile_kernel<T, Columns, backward_elements, warp_size, backward_lanes_threads, Fused>);
   }
-  return launch_kernel(norm_backward_tile_kernel<T, Columns, backward_block_elements, whole_block,
+  return launch_kernel(norm_backward_tile_kernel<T, Columns, backward_elements, whole_block,
                                                  backward_block_threads(vectors), Fused>);
 }
 
@@ -404,11 +405,11 @@ cudaError_t norm_backward(const NormBackwardParams& params, const NormBackwardPl
   using Vectors = AdjacentColumns<full_vector<T>>;
   const bool wide = plan.kernel == NormBackwardKernel::wide;
   if (plan.layout == ColumnLayout::vectors && params.fused_residual) {
-    return wide ? launch_norm_backward_wide<T, Vectors, backward_block_elements, true>(params, plan, partials, stream)
+    return wide ? launch_norm_backward_wide<T, Vectors, backward_elements, true>(params, plan, partials, stream)
                 : launch_norm_backward_tile<T, Vectors, true>(params, plan, partials, stream);
   }
   if (plan.layout == ColumnLayout::vectors) {
-    return wide ? launch_norm_backward_wide<T, Vectors, backward_block_elements, false>(params, plan, partials, stream)
+    return wide ? launch_norm_backward_wide<T, Vectors, backward_elements, false>(params, plan, partials, stream)
                 : launch_norm_backward_tile<T, Vectors, false>(params, plan, partials, stream);
   }
   if (!wide) return launch_norm_backward_tile<T, StridedColumns, false>(params, plan, partials, stream);

@@ -11,11 +11,14 @@ namespace fusewright::cuda {
 // terms grows with k, that of a sum of sums with their lengths only.
 constexpr int rows_per_flush = 256;
 
-constexpr int backward_lanes = 8;              // threads of a row in the lanes kernel
-constexpr int backward_warp_elements = 16;     // of a thread in the lanes and warp kernels
-constexpr int backward_lanes_threads = 256;    // of a block of these
-constexpr int backward_block_elements = 8;     // of a thread where a block has a row
-constexpr int backward_column_threads = 128;   // of a block of the parameters kernel
+constexpr int backward_elements = 8;         // of a thread
+constexpr int backward_lanes = 16;           // threads of a row in the lanes kernel
+constexpr int backward_lanes_threads = 256;  // of a block of the lanes and warp kernels
+constexpr int backward_shared_threads = 1024;
+constexpr int backward_column_threads = 128;  // of a block of the parameters kernel
+
+// Threads of a multiprocessor that find registers.
+constexpr int backward_resident_threads = 768;
 
 enum class ColumnLayout { vectors, strided, any };
 
@@ -33,8 +36,8 @@ struct NormBackwardPlan {
   int64_t rows_per_partial = 0;  // for wide rows
 };
 
-// Threads that a block may have where a thread holds 8 columns: element by element, addresses take registers too.
-constexpr int backward_block_threads(bool vectors) { return vectors ? 1024 : 512; }
+// Threads that a block may have and keep its sums in registers; element by element, addresses take registers too.
+constexpr int backward_block_threads(bool vectors) { return vectors ? backward_resident_threads : 512; }
 
 inline ColumnLayout column_layout(const NormBackwardParams& params) {
   const auto operands = {&params.grad_output, &params.grad_new_residual, &params.stream,
@@ -48,26 +51,26 @@ inline NormBackwardPlan plan_norm_backward(const NormBackwardParams& params, con
   plan.layout = column_layout(params);
   const int64_t columns = params.columns;
   const bool vectors = plan.layout == ColumnLayout::vectors;
-  const int64_t shared_tile = 1024 * backward_block_elements;
+  const int64_t shared_tile = backward_shared_threads * backward_elements;
   const int64_t shared_bytes = 2 * static_cast<int64_t>(sizeof(float)) * ceil_div(columns, shared_tile) * shared_tile;
 
   int rows_of_block = 1;
   if (plan.layout == ColumnLayout::any) {
     plan.kernel = NormBackwardKernel::wide;
-  } else if (vectors && columns <= backward_lanes * backward_warp_elements) {
+  } else if (vectors && columns <= backward_lanes * backward_elements) {
     plan.kernel = NormBackwardKernel::lanes;
     plan.threads = backward_lanes_threads;
     rows_of_block = backward_lanes_threads / backward_lanes;
-  } else if (columns <= 32 * backward_warp_elements) {
+  } else if (columns <= 32 * backward_elements) {
     plan.kernel = NormBackwardKernel::warp;
     plan.threads = backward_lanes_threads;
     rows_of_block = backward_lanes_threads / 32;
-  } else if (columns <= backward_block_threads(vectors) * backward_block_elements) {
+  } else if (columns <= backward_block_threads(vectors) * backward_elements) {
     plan.kernel = NormBackwardKernel::block;
-    plan.threads = threads_for_row(columns, backward_block_elements);
+    plan.threads = threads_for_row(columns, backward_elements);
   } else if (vectors && shared_bytes <= limits.shared_bytes) {
     plan.kernel = NormBackwardKernel::shared;
-    plan.threads = 1024;
+    plan.threads = backward_shared_threads;
     plan.shared_bytes = shared_bytes;
   } else {
     plan.kernel = NormBackwardKernel::wide;
@@ -77,7 +80,7 @@ inline NormBackwardPlan plan_norm_backward(const NormBackwardParams& params, con
   const bool sums_wanted = params.grad_weight.data != nullptr || params.grad_bias.data != nullptr;
   if (plan.kernel == NormBackwardKernel::wide) {
     const int64_t width = vectors ? 16 / size_of(params.grad_output.dtype) : 1;
-    plan.threads = std::min(1024, threads_for_row(columns, vectors ? backward_block_elements : 1));
+    plan.threads = std::min(1024, threads_for_row(columns, vectors ? backward_elements : 1));
     plan.blocks = ceil_div(columns, width * backward_column_threads);
     // Enough threads to fill the device, and rows enough for each that the partials' traffic stays small.
     const int64_t filling = ceil_div(16 * limits.multiprocessors, plan.blocks);
@@ -88,7 +91,7 @@ inline NormBackwardPlan plan_norm_backward(const NormBackwardParams& params, con
     // As many as run at a time. Of those that find fewer than 8 rows each, only enough for one to a multiprocessor:
     // the partials of more would cost as much traffic as they save time.
     const int64_t work = ceil_div(params.rows, rows_of_block);
-    const int64_t resident = static_cast<int64_t>(limits.multiprocessors) * std::max(1, 1024 / plan.threads);
+    const int64_t resident = static_cast<int64_t>(limits.multiprocessors) * std::max(1, backward_resident_threads / plan.threads);
     const int64_t sparing = std::max<int64_t>(limits.multiprocessors, ceil_div(work, 8));
     plan.blocks = std::min({work, resident, sums_wanted ? sparing : resident});
     plan.partials = plan.blocks;

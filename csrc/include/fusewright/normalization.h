@@ -21,13 +21,13 @@ struct NormForwardParams {
   RowView weight;    // one row of N, may be absent
   RowView bias;      // one row of N, may be absent
 
-  void* output = nullptr;        // (M, N) in the dtype of input
-  RowView new_residual;          // (M, N) contiguous, absent with residual
-  float* statistics = nullptr;   // rstd[M], then mean[M] if center; nullptr: not saved
+  void* output = nullptr;       // (M, N) in the dtype of input
+  RowView new_residual;         // (M, N) contiguous, absent with residual
+  float* statistics = nullptr;  // rstd[M], then mean[M] if center; nullptr: not saved
 
-  const int64_t* seed = nullptr;    // one element, on the kernel's device; nullptr: no dropout
-  uint64_t keep_threshold = 0;      // an element is kept if its philox word is at least this; up to 2^32
-  float keep_scale = 1;             // 1 / (1 - dropout_p), 0 where nothing is kept
+  const int64_t* seed = nullptr;  // one element, on the kernel's device; nullptr: no dropout
+  uint64_t keep_threshold = 0;    // an element is kept if its philox word is at least this; up to 2^32
+  float keep_scale = 1;           // 1 / (1 - dropout_p), 0 where nothing is kept
 };
 
 // grad_stream = norm'(grad_output) + grad_new_residual; grad_residual = grad_stream; grad_input = dropout(grad_stream).
@@ -39,10 +39,10 @@ struct NormBackwardParams {
   bool fused_residual = false;  // backward of the normalisation fused with a residual addition
   float weight_offset = 0;
 
-  RowView grad_output;        // (M, N)
-  RowView grad_new_residual;  // (M, N), may be absent
-  RowView stream;             // (M, N): the normalised tensor, input or new_residual
-  RowView weight;             // one row of N, may be absent
+  RowView grad_output;                // (M, N)
+  RowView grad_new_residual;          // (M, N), may be absent
+  RowView stream;                     // (M, N): the normalised tensor, input or new_residual
+  RowView weight;                     // one row of N, may be absent
   const float* statistics = nullptr;  // rstd[M], then mean[M] if center
 
   RowView grad_input;     // (M, N) contiguous, absent if not wanted

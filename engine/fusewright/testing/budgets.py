@@ -20,10 +20,10 @@ ELEMENT_FACTOR = 24.0
 PLAIN_FACTOR = 2.0
 """No result may be worse than this many times plain PyTorch in the same dtypes."""
 
-PLAIN_FLOOR = {torch.float64: 3.0, torch.float32: 3.0, torch.bfloat16: 1.0, torch.float16: 1.0}
-"""Errors below this, those of the last few roundings, are not compared with plain PyTorch's: a constant row, say, may
-come out exact by the order in which it happens to be summed. A low-precision result that is all cancellation shows the
-roundings of float32 and has its floor."""
+RESULT_ROUNDING = 1.0
+TERMS_ROUNDING = 2.0
+"""Errors below these, those of the last few roundings, are not compared with plain PyTorch's: a constant row, say, may
+come out exact by the order in which it happens to be summed. The terms' roundings count as far as the terms do."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def judge(
     error = error_in_u(actual, oracle, magnitude)
     element = max_element_error_in_u(actual, oracle, magnitude)
     plain_error = None if plain is None else error_in_u(plain.to(actual.dtype), oracle, magnitude)
-    cancelled = magnitude is not None and magnitude > rms(oracle)
-    floor = PLAIN_FLOOR[torch.float32 if cancelled else actual.dtype]
+    floor = _rounding_floor(actual.dtype, rms(oracle), magnitude or 0.0)
     failures = []
     if not error <= allowed:
         failures.append(f"error {error:.3g}u is above the budget of {allowed:.3g}u")
@@ -105,6 +104,12 @@ def judge(
     if plain_error is not None and not error <= max(PLAIN_FACTOR * plain_error, floor):
         failures.append(f"error {error:.3g}u is above {PLAIN_FACTOR:g} times that of plain PyTorch, {plain_error:.3g}u")
     return Judgement(error, element, allowed, plain_error, tuple(failures))
+
+
+def _rounding_floor(dtype: torch.dtype, size: float, magnitude: float) -> float:
+    if dtype in (torch.float32, torch.float64):
+        return RESULT_ROUNDING + TERMS_ROUNDING
+    return RESULT_ROUNDING + TERMS_ROUNDING * (magnitude / max(size, magnitude) if magnitude > 0.0 else 0.0)
 
 
 def assert_accurate(

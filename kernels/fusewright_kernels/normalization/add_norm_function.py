@@ -148,7 +148,7 @@ class AddNormBackward(torch.autograd.Function):
         wanted = ctx.arguments[7:11]
 
         def plain(*tensors: Tensor | None) -> list[Tensor]:
-            gradients = _plain_backward(*tensors, bias, seed, ctx.arguments)
+            gradients = _plain_backward((*tensors, bias, seed), ctx.arguments)
             return [gradient for gradient, want in zip(gradients, wanted, strict=True) if want]
 
         incoming = [gradient for gradient, want in zip(grad_gradients, wanted, strict=True) if want]
@@ -161,21 +161,15 @@ class AddNormBackward(torch.autograd.Function):
         dims = (*in_dims[:3], *in_dims[4:7])
 
         def plain(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-            return _plain_backward(*tensors, arguments)
+            return _plain_backward(tensors, arguments)
 
         tensors = (grad_output, grad_new_residual, new_residual, weight, bias, seed)
         return torch.vmap(plain, dims)(*tensors), (0, 0, 0, 0)
 
 
-def _plain_backward(
-    grad_output: Tensor,
-    grad_new_residual: Tensor | None,
-    new_residual: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    seed: Tensor | None,
-    arguments: list[Any],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _plain_backward(tensors: tuple[Any, ...], arguments: list[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The reference on the tensors and arguments of :class:`AddNormBackward`, statistics left out."""
+    grad_output, grad_new_residual, new_residual, weight, bias, seed = tensors
     normalized_ndim, eps, center, weight_offset, dropout_p, input_dtype, residual_dtype, *_ = arguments
     keep = keep_mask_of(new_residual, seed, normalized_ndim, dropout_p)
     return reference.add_norm_backward(

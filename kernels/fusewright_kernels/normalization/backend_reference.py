@@ -8,11 +8,12 @@ from fusewright_kernels.normalization import reference
 from fusewright_kernels.normalization.add_norm_function import keep_mask_of
 
 
-def _asked_for(gradients: tuple[Tensor, ...], wanted: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    return tuple(
-        gradient.contiguous() if want else gradient.new_empty((0,))
-        for gradient, want in zip(gradients, wanted, strict=True)
-    )
+def _asked_for(gradient: Tensor, wanted: bool) -> Tensor:
+    return gradient.contiguous() if wanted else gradient.new_empty((0,))
+
+
+def _parameter_gradient(gradient: Tensor, parameter: Tensor | None, wanted: bool, input: Tensor) -> Tensor:
+    return input.new_empty((0,)) if parameter is None else _asked_for(gradient, wanted)
 
 
 def norm_forward(
@@ -57,10 +58,14 @@ def norm_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = reference.norm_backward_from_statistics(
+    grad_input, grad_weight, grad_bias = reference.norm_backward_from_statistics(
         grad_output, input, statistics, weight, bias, normalized_ndim, center, weight_offset
     )
-    return _asked_for(gradients, (need_input, need_weight, need_bias))
+    return (
+        _asked_for(grad_input, need_input),
+        _parameter_gradient(grad_weight, weight, need_weight, input),
+        _parameter_gradient(grad_bias, bias, need_bias, input),
+    )
 
 
 def add_norm_forward(
@@ -104,12 +109,17 @@ def add_norm_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = reference.add_norm_backward_from_statistics(
+    grad_input, grad_residual, grad_weight, grad_bias = reference.add_norm_backward_from_statistics(
         grad_output, grad_new_residual, new_residual, statistics, weight, bias,
         keep_mask_of(new_residual, seed, normalized_ndim, dropout_p),
         normalized_ndim, center, weight_offset, dropout_p, input_dtype, residual_dtype,
     )  # fmt: skip
-    return _asked_for(gradients, (need_input, need_residual, need_weight, need_bias))
+    return (
+        _asked_for(grad_input, need_input),
+        _asked_for(grad_residual, need_residual),
+        _parameter_gradient(grad_weight, weight, need_weight, new_residual),
+        _parameter_gradient(grad_bias, bias, need_bias, new_residual),
+    )
 
 
 def attach() -> None:

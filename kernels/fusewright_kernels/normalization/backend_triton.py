@@ -206,8 +206,8 @@ def _backward(
     """Fills the gradients that are given; ``stream`` is the normalised tensor."""
     parameter_gradients = [gradient for gradient in (grad_weight, grad_bias) if gradient is not None]
     if stream.numel() == 0:
-        for gradient in parameter_gradients:
-            gradient.zero_()
+        for parameter_gradient in parameter_gradients:
+            parameter_gradient.zero_()
         return
     rows, columns = _rows_and_columns(stream, normalized_ndim)
     layout = trailing_rows([grad_output, grad_new_residual, stream], normalized_ndim)

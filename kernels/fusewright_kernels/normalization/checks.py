@@ -16,7 +16,7 @@ def normalized_shape_of(input: Tensor, normalized_shape: int | Sequence[int]) ->
     if not shape:
         raise value_error("normalized_shape", shape, "at least one dimension")
     if input.shape[-len(shape) :] != shape:
-        raise value_error("normalized_shape", shape, f"the trailing sizes of input, whose shape is {tuple(input.shape)}")
+        raise value_error("normalized_shape", shape, f"the trailing sizes of input's shape {tuple(input.shape)}")
     return shape
 
 

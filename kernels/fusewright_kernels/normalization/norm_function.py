@@ -118,7 +118,7 @@ class NormBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
         grad_output, input, statistics, weight, bias, *arguments = inputs
-        normalized_ndim, eps, center, weight_offset, need_input, need_weight, need_bias, _ = arguments
+        normalized_ndim, eps, center, weight_offset, _, need_weight, need_bias, _ = arguments
         if need_weight or need_bias or in_dims[3] is not None or in_dims[4] is not None:
 
             def plain(

@@ -70,7 +70,7 @@ def norm_backward(
     center: bool,
     weight_offset: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias; those of an absent parameter are what a parameter of that shape would get."""
+    """Gradients of input, weight and bias; an absent parameter gets what one of that shape would get."""
     x, grad = _compute(input), _compute(grad_output)
     centered, _, rstd = _moments(x, normalized_ndim, eps, center)
     return _gradients(grad, centered * rstd, rstd, input.dtype, weight, bias, normalized_ndim, center, weight_offset)

@@ -4,6 +4,9 @@ x is the input, or dropout(input) + residual where there is a residual. M rows o
 absent operands and cost nothing. Imports only where Triton is installed.
 """
 
+# Kernel arguments are typed by the launch.
+# mypy: disallow-untyped-defs=False
+
 import triton
 import triton.language as tl
 

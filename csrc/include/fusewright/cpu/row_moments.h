@@ -88,7 +88,7 @@ inline RowMoments row_moments(const T* x, int64_t columns, double eps) {
   const double scale = 1.0 / static_cast<double>(columns);
   float shift = 0;
   if constexpr (Center && wide) shift = leading_mean(x, columns);
-  ShiftedSums sums = shifted_sums<Center, Center && wide>(x, columns, shift);
+  ShiftedSums sums = shifted_sums < Center, Center && wide > (x, columns, shift);
   double offset = sums.first * scale;  // mean - shift
   double variance = sums.second * scale - offset * offset;
   if (Center && offset * offset > most_variances_off * variance && isfinite(sums.second)) {

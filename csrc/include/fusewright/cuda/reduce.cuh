@@ -1,6 +1,7 @@
 // Reductions over the threads that share a row. The order of additions is fixed, so results repeat bit for bit.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 namespace fusewright::cuda {

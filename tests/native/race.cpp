@@ -1,0 +1,111 @@
+// Drives every CPU kernel from plain threads, split over rows and chunks as the ops split them, for ThreadSanitizer.
+
+#include <algorithm>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fusewright/cpu/kernels.h"
+
+namespace {
+
+using fusewright::CpuKernels;
+using fusewright::DataType;
+using fusewright::RowView;
+
+constexpr int64_t threads = 4;
+constexpr int64_t rows = 67, columns = 131;
+
+void in_parallel(int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+  std::vector<std::thread> pool;
+  for (int64_t t = 0; t < threads; ++t) {
+    pool.emplace_back([=] { body(count * t / threads, count * (t + 1) / threads); });
+  }
+  for (std::thread& thread : pool) thread.join();
+}
+
+RowView matrix(std::vector<float>& values, int64_t row_count) {
+  RowView view;
+  view.data = values.data();
+  view.dtype = DataType::float32;
+  view.outer_dims = 1;
+  view.outer_size[0] = row_count;
+  view.outer_stride[0] = columns;
+  view.inner_dims = 1;
+  view.inner_size[0] = columns;
+  view.inner_stride[0] = 1;
+  return view;
+}
+
+void run(const CpuKernels& kernels) {
+  std::vector<float> input(rows * columns), residual(input), output(input), stream(input), gradient(input);
+  for (size_t i = 0; i < input.size(); ++i) input[i] = static_cast<float>(i % 17) - 8;
+  residual = input;
+  const int64_t blocks = (columns + kernels.parameter_block - 1) / kernels.parameter_block;
+  const int64_t padded = blocks * kernels.parameter_block;
+  std::vector<float> weight(padded, 1.0f), bias(padded, 0.5f), statistics(2 * rows), grad_weight(columns);
+
+  fusewright::NormForwardParams forward;
+  forward.rows = rows;
+  forward.columns = columns;
+  forward.eps = 1e-5;
+  forward.input = matrix(input, rows);
+  forward.output = output.data();
+  forward.statistics = statistics.data();
+  for (const bool fused : {false, true}) {
+    const int64_t seed = 7;
+    if (fused) {
+      forward.residual = matrix(residual, rows);
+      forward.new_residual = matrix(stream, rows);
+      forward.seed = &seed;
+      forward.keep_threshold = uint64_t{1} << 30;
+      forward.keep_scale = 4.0f / 3;
+    }
+    in_parallel(rows, [&](int64_t begin, int64_t end) {
+      kernels.norm_forward(forward, weight.data(), bias.data(), begin, end);
+    });
+  }
+
+  constexpr int64_t rows_per_chunk = 16, chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
+  std::vector<float> weight_sums(chunks * padded), bias_sums(chunks * padded);
+  fusewright::NormBackwardParams backward;
+  backward.rows = rows;
+  backward.columns = columns;
+  backward.grad_output = matrix(output, rows);
+  backward.stream = matrix(stream, rows);
+  backward.statistics = statistics.data();
+  backward.grad_input = matrix(gradient, rows);
+  in_parallel(chunks, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t last = (chunk + 1) * rows_per_chunk;
+      kernels.norm_backward(backward, weight.data(), chunk * rows_per_chunk, last < rows ? last : rows,
+                            weight_sums.data() + chunk * padded, bias_sums.data() + chunk * padded);
+    }
+  });
+  in_parallel(blocks, [&](int64_t begin, int64_t end) {
+    kernels.norm_backward_reduce(weight_sums.data(), chunks, columns, false, matrix(grad_weight, 1), begin, end);
+  });
+
+  const fusewright::SoftmaxForwardParams softmax = {rows, columns, matrix(input, rows), matrix(output, rows)};
+  in_parallel(rows, [&](int64_t begin, int64_t end) { kernels.softmax_forward(softmax, begin, end); });
+  const fusewright::SoftmaxBackwardParams softmax_backward = {rows, columns, matrix(input, rows), matrix(output, rows),
+                                                              matrix(gradient, rows)};
+  in_parallel(rows, [&](int64_t begin, int64_t end) { kernels.softmax_backward(softmax_backward, begin, end); });
+}
+
+}  // namespace
+
+int main() {
+  std::string names = fusewright_cpu_available();
+  for (size_t begin = 0; begin < names.size();) {
+    const size_t comma = std::min(names.find(',', begin), names.size());
+    const std::string isa = names.substr(begin, comma - begin);
+    if (fusewright_cpu_select(isa.c_str()) != 0) return 1;
+    run(*fusewright_cpu_kernels());
+    std::printf("%s ran\n", isa.c_str());
+    begin = comma + 1;
+  }
+  return 0;
+}
