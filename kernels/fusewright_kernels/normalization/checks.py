@@ -12,7 +12,11 @@ from fusewright_kernels.checks import LOW_PRECISION, floating_tensor, same_devic
 def normalized_shape_of(input: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """``normalized_shape`` as a tuple, checked against the trailing sizes of ``input``."""
     floating_tensor("input", input)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if isinstance(normalized_shape, int):
+        normalized_shape = (normalized_shape,)
+    elif isinstance(normalized_shape, str) or not isinstance(normalized_shape, Sequence):
+        raise type_error("normalized_shape", f"a {type(normalized_shape).__name__}", "an int or a sequence of ints")
+    shape = tuple(normalized_shape)
     if not shape:
         raise value_error("normalized_shape", shape, "at least one dimension")
     if input.shape[-len(shape) :] != shape:
@@ -32,21 +36,25 @@ def parameter(name: str, tensor: Tensor | None, shape: tuple[int, ...], input: T
         raise type_error(f"{name}.dtype", tensor.dtype, f"a dtype that mixes with input's {input.dtype}")
 
 
-def epsilon(eps: object) -> None:
+def epsilon(eps: object) -> float:
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise type_error("eps", f"a {type(eps).__name__}", "a float >= 0")
     if not 0.0 <= eps < math.inf:
         raise value_error("eps", eps, "a finite float >= 0")
+    return float(eps)
 
 
-def residual(tensor: Tensor, input: Tensor, residual_dtype: torch.dtype) -> None:
+def residual(tensor: Tensor, input: Tensor, residual_dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of the new residual, ``residual_dtype`` or the residual's, once both fit ``input``."""
     floating_tensor("residual", tensor)
     if tensor.shape != input.shape:
         raise value_error("residual.shape", tuple(tensor.shape), f"input's shape {tuple(input.shape)}")
     same_device("residual", tensor, "input", input)
-    for name, dtype in (("residual.dtype", tensor.dtype), ("residual_dtype", residual_dtype)):
+    stream_dtype = tensor.dtype if residual_dtype is None else residual_dtype
+    for name, dtype in (("residual.dtype", tensor.dtype), ("residual_dtype", stream_dtype)):
         if dtype not in (input.dtype, torch.float32) or (input.dtype is torch.float64) != (dtype is torch.float64):
             raise type_error(name, dtype, f"input's {input.dtype}" + _or_float32(input.dtype))
+    return stream_dtype
 
 
 def _or_float32(dtype: torch.dtype) -> str:

@@ -4,13 +4,13 @@ Both kinds are one op: layer normalisation centres and may add a bias, RMS norma
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, philox, row_kernels
 from fusewright_kernels.checks import output_buffer, probability
+from fusewright_kernels.checks import seed as check_seed
 from fusewright_kernels.normalization import backend_reference, backend_triton, checks, reference
 from fusewright_kernels.normalization.add_norm_function import AddNorm, keep_mask_of
 from fusewright_kernels.normalization.norm_function import Norm
@@ -21,64 +21,26 @@ dispatch.register(
     {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu},
 )
 
-FLOAT32_EPSILON = torch.finfo(torch.float32).eps
 
-
-def layer_norm(
-    input: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    zero_centered_weight: bool = False,
-    out: Tensor | None = None,
-    backend: str | None = None,
-) -> Tensor:
-    """See :func:`fusewright.functional.layer_norm`."""
-    return _norm(input, normalized_shape, weight, bias, eps, True, zero_centered_weight, out, backend)
-
-
-def rms_norm(
-    input: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    bias: Tensor | None = None,
-    zero_centered_weight: bool = False,
-    out: Tensor | None = None,
-    backend: str | None = None,
-) -> Tensor:
-    """See :func:`fusewright.functional.rms_norm`."""
-    if eps is None:
-        eps = default_rms_epsilon(input)
-    return _norm(input, normalized_shape, weight, bias, eps, False, zero_centered_weight, out, backend)
-
-
-def default_rms_epsilon(input: Tensor) -> float:
-    """torch's default: the machine epsilon of the type the statistics are computed in."""
-    return torch.finfo(torch.float64).eps if input.dtype is torch.float64 else FLOAT32_EPSILON
-
-
-def _norm(
+def norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
+    eps: float | None,
     center: bool,
     zero_centered_weight: bool,
     out: Tensor | None,
     backend: str | None,
 ) -> Tensor:
+    """Layer normalisation if ``center``, else RMS normalisation; see :mod:`fusewright.functional`."""
     shape = checks.normalized_shape_of(input, normalized_shape)
     checks.parameter("weight", weight, shape, input)
     checks.parameter("bias", bias, shape, input)
-    checks.epsilon(eps)
+    eps = default_rms_epsilon(input) if eps is None and not center else checks.epsilon(eps)
     input = autograd.float32_under_autocast(input)
     chosen = dispatch.choose("norm", input.device.type, _dtypes(input, weight, bias), input.ndim, backend)
-    arguments = (weight, bias, len(shape), float(eps), center, 1.0 if zero_centered_weight else 0.0)
+    arguments = (weight, bias, len(shape), eps, center, 1.0 if zero_centered_weight else 0.0)
     if out is not None:
         output_buffer(out, input, input.dtype)
         if chosen == "reference":
@@ -92,62 +54,33 @@ def _norm(
     return library.overload("norm_forward", chosen)(input, *arguments, False)[0]
 
 
-def add_layer_norm(
-    input: Tensor,
-    residual: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    **keywords: Any,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`fusewright.functional.add_layer_norm`."""
-    return _add_norm(input, residual, normalized_shape, weight, bias, eps, True, **keywords)
-
-
-def add_rms_norm(
-    input: Tensor,
-    residual: Tensor,
-    normalized_shape: int | Sequence[int],
-    weight: Tensor | None = None,
-    eps: float | None = None,
-    *,
-    bias: Tensor | None = None,
-    **keywords: Any,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`fusewright.functional.add_rms_norm`."""
-    if eps is None:
-        eps = default_rms_epsilon(input)
-    return _add_norm(input, residual, normalized_shape, weight, bias, eps, False, **keywords)
-
-
-def _add_norm(
+def add_norm(
     input: Tensor,
     residual: Tensor,
     normalized_shape: int | Sequence[int],
     weight: Tensor | None,
     bias: Tensor | None,
-    eps: float,
+    eps: float | None,
     center: bool,
-    *,
-    dropout_p: float = 0.0,
-    seed: int | Tensor | None = None,
-    residual_dtype: torch.dtype | None = None,
-    zero_centered_weight: bool = False,
-    backend: str | None = None,
+    dropout_p: float,
+    seed: int | Tensor | None,
+    residual_dtype: torch.dtype | None,
+    zero_centered_weight: bool,
+    backend: str | None,
 ) -> tuple[Tensor, Tensor]:
+    """Residual addition and normalisation; see :mod:`fusewright.functional`."""
     shape = checks.normalized_shape_of(input, normalized_shape)
-    stream_dtype = residual_dtype or residual.dtype
-    checks.residual(residual, input, stream_dtype)
+    stream_dtype = checks.residual(residual, input, residual_dtype)
     checks.parameter("weight", weight, shape, input)
     checks.parameter("bias", bias, shape, input)
-    checks.epsilon(eps)
+    eps = default_rms_epsilon(input) if eps is None and not center else checks.epsilon(eps)
     probability("dropout_p", dropout_p)
+    check_seed("seed", seed)
     seed_on_device = philox.seed_tensor(seed, input.device) if dropout_p > 0.0 else None
     input = autograd.float32_under_autocast(input)
     dtypes = (*_dtypes(input, weight, bias), residual.dtype, stream_dtype)
     chosen = dispatch.choose("norm", input.device.type, dtypes, input.ndim, backend)
-    arguments = (len(shape), float(eps), center, 1.0 if zero_centered_weight else 0.0, float(dropout_p), stream_dtype)
+    arguments = (len(shape), eps, center, 1.0 if zero_centered_weight else 0.0, float(dropout_p), stream_dtype)
     if chosen == "reference":
         keep = keep_mask_of(input, seed_on_device, len(shape), dropout_p)
         return reference.add_norm_with_statistics(input, residual, weight, bias, keep, *arguments)[:2]
@@ -157,6 +90,11 @@ def _add_norm(
     return forward(input, residual, weight, bias, seed_on_device, *arguments, False)[:2]
 
 
+def default_rms_epsilon(input: Tensor) -> float:
+    """torch's default for RMS normalisation: the machine epsilon of the type the statistics are computed in."""
+    return torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps
+
+
 def _dtypes(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[torch.dtype, ...]:
     """Every dtype a kernel may refuse; an absent parameter counts as float32, which none refuses."""
     return (
@@ -164,4 +102,3 @@ def _dtypes(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[
         torch.float32 if weight is None else weight.dtype,
         torch.float32 if bias is None else bias.dtype,
     )
-

@@ -17,11 +17,14 @@ def _normalized_dims(normalized_ndim: int) -> tuple[int, ...]:
 
 
 def _moments(x: Tensor, normalized_ndim: int, eps: float, center: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Centred x, its mean (0 without ``center``) and 1 / sqrt(variance + eps), the last two with kept dimensions."""
+    """Centred x, its mean (0 without ``center``) and sqrt(variance + eps), the last two with kept dimensions.
+
+    Divided by rather than multiplied with its reciprocal, whose derivative holds a cube that underflows for large x.
+    """
     dims = _normalized_dims(normalized_ndim)
     mean = x.mean(dims, keepdim=True) if center else x.new_zeros(())
     centered = x - mean if center else x
-    return centered, mean, torch.rsqrt(centered.square().mean(dims, keepdim=True) + eps)
+    return centered, mean, torch.sqrt(centered.square().mean(dims, keepdim=True) + eps)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, weight_offset: float) -> Tensor:
@@ -40,8 +43,8 @@ def norm(
     weight_offset: float,
 ) -> Tensor:
     """(x - mean) / sqrt(mean((x - mean)^2) + eps) * (weight + weight_offset) + bias over the trailing dimensions."""
-    centered, _, rstd = _moments(_compute(input), normalized_ndim, eps, center)
-    return _affine(centered * rstd, weight, bias, weight_offset).to(input.dtype)
+    centered, _, deviation = _moments(_compute(input), normalized_ndim, eps, center)
+    return _affine(centered / deviation, weight, bias, weight_offset).to(input.dtype)
 
 
 def norm_with_statistics(
@@ -54,9 +57,9 @@ def norm_with_statistics(
     weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
     """:func:`norm` and its statistics: rstd, then mean if ``center``, stacked as (1 or 2, M)."""
-    centered, mean, rstd = _moments(_compute(input), normalized_ndim, eps, center)
-    output = _affine(centered * rstd, weight, bias, weight_offset).to(input.dtype)
-    statistics = [rstd, mean] if center else [rstd]
+    centered, mean, deviation = _moments(_compute(input), normalized_ndim, eps, center)
+    output = _affine(centered / deviation, weight, bias, weight_offset).to(input.dtype)
+    statistics = [deviation.reciprocal(), mean] if center else [deviation.reciprocal()]
     return output, torch.stack([statistic.reshape(-1) for statistic in statistics])
 
 
@@ -72,7 +75,8 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input, weight and bias; an absent parameter gets what one of that shape would get."""
     x, grad = _compute(input), _compute(grad_output)
-    centered, _, rstd = _moments(x, normalized_ndim, eps, center)
+    centered, _, deviation = _moments(x, normalized_ndim, eps, center)
+    rstd = deviation.reciprocal()
     return _gradients(grad, centered * rstd, rstd, input.dtype, weight, bias, normalized_ndim, center, weight_offset)
 
 
@@ -123,7 +127,8 @@ def _gradients(
 def _dropout(x: Tensor, keep: Tensor | None, dropout_p: float) -> Tensor:
     if keep is None:
         return x
-    return torch.where(keep, x, 0.0) / (1.0 - dropout_p) if dropout_p < 1.0 else torch.zeros_like(x)
+    kept = torch.where(keep, x, 0.0)
+    return kept / (1.0 - dropout_p) if dropout_p < 1.0 else kept
 
 
 def add_norm_with_statistics(
@@ -141,11 +146,13 @@ def add_norm_with_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output, new_residual, statistics) of new_residual = dropout(input) + residual and its norm.
 
-    ``keep`` is dropout's keep mask in the shape of input. The norm is taken before new_residual is rounded.
+    ``keep`` is dropout's keep mask in the shape of input. The norm is that of new_residual as it is stored.
     """
-    stream = _dropout(_compute(input), keep, dropout_p) + _compute(residual)
-    output, statistics = norm_with_statistics(stream, weight, bias, normalized_ndim, eps, center, weight_offset)
-    return output.to(input.dtype), stream.to(residual_dtype), statistics
+    new_residual = (_dropout(_compute(input), keep, dropout_p) + _compute(residual)).to(residual_dtype)
+    output, statistics = norm_with_statistics(
+        _compute(new_residual), weight, bias, normalized_ndim, eps, center, weight_offset
+    )
+    return output.to(input.dtype), new_residual, statistics
 
 
 def add_norm_backward(

@@ -1,5 +1,6 @@
-"""Tile sizes of the Triton kernels: functions of the row length alone, so that a row's bits do not depend on its batch.
+"""Tile sizes of the Triton kernels: functions of the row length and of whether columns are adjacent in memory.
 
+They are never functions of the number of rows, so that a row's bits do not depend on its batch.
 No autotuning: these kernels are limited by memory, where what counts is enough bytes in flight and no spill, and the
 compile check (``triton_compile_check``) reads the spills of every tile named here.
 """
@@ -18,9 +19,8 @@ _FEWEST_THREADS = 128
 _FEWEST_ELEMENTS = 16
 
 FORWARD_LOOP = Tile(1, 4096, 8, whole_rows=False)
-FORWARD_STRIDED_LOOP = Tile(1, 2048, 8, whole_rows=False)
-BACKWARD_LOOP = Tile(1, 2048, 4, whole_rows=False)
-BACKWARD_STRIDED_LOOP = Tile(1, 2048, 8, whole_rows=False)
+FORWARD_STRIDED_LOOP = Tile(1, 1024, 8, whole_rows=False)
+BACKWARD_LOOP = Tile(1, 2048, 8, whole_rows=False)
 # 256 adjacent columns are 512 bytes of bf16: full cache lines whatever the row stride.
 PARAMETER = Tile(16, 256, 8, whole_rows=False)
 
@@ -48,7 +48,7 @@ def backward_tile(columns: int, unit_columns: bool) -> Tile:
     # 16 elements a thread: with 6 values an element that fills the 128 registers which 16 warps leave to a thread.
     if unit_columns:
         return _tile(columns, BACKWARD_ROW_LIMIT, 16, BACKWARD_LOOP)
-    return _tile(columns, BACKWARD_STRIDED_ROW_LIMIT, 8, BACKWARD_STRIDED_LOOP)
+    return _tile(columns, BACKWARD_STRIDED_ROW_LIMIT, 8, BACKWARD_LOOP)
 
 
 def _tile(columns: int, row_limit: int, elements_per_thread: int, loop: Tile) -> Tile:

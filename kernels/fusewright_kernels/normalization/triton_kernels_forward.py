@@ -18,7 +18,7 @@ _NOT_SPECIALIZED = ["M", "size_1", "size_2", "keep_threshold"]
 
 @triton.jit
 def norm_forward_stream(
-    p_input, p_residual, p_seed,
+    p_input, p_residual, p_new_residual, p_seed,
     o_m, i_n, o_n, m_tile, N, stride_input_n, stride_residual_n, keep_threshold, keep_scale,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -30,6 +30,8 @@ def norm_forward_stream(
         b_x = tl.where(m_keep, b_x * keep_scale, 0.0)
     if p_residual is not None:
         b_x += tl.load(p_residual + o_n[None, :] * stride_residual_n, mask=m_tile, other=0.0).to(tl.float32)
+        # What is normalised is what is stored and what a backward will read.
+        b_x = to_dtype(b_x, p_new_residual.dtype.element_ty).to(tl.float32)
     return b_x
 
 
@@ -103,7 +105,7 @@ def norm_forward_row_kernel(
     o_tile = (o_m * N)[:, None] + o_n[None, :]
 
     b_x = norm_forward_stream(
-        p_input_rows, p_residual_rows, p_seed,
+        p_input_rows, p_residual_rows, p_new_residual, p_seed,
         o_m, 0, o_n, m_tile, N, stride_input_n, stride_residual_n, keep_threshold, keep_scale, BLOCK_N,
     )  # fmt: skip
     if p_new_residual is not None:
@@ -168,7 +170,7 @@ def norm_forward_loop_kernel(
         m_n = o_n < N
         m_tile = m_m[:, None] & m_n[None, :]
         b_x = norm_forward_stream(
-            p_input_rows, p_residual_rows, p_seed,
+            p_input_rows, p_residual_rows, p_new_residual, p_seed,
             o_m, i_n, o_n, m_tile, N, stride_input_n, stride_residual_n, keep_threshold, keep_scale, BLOCK_N,
         )  # fmt: skip
         if p_new_residual is not None:
@@ -197,9 +199,9 @@ def norm_forward_loop_kernel(
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = o_n < N
         m_tile = m_m[:, None] & m_n[None, :]
-        # Recomputed and not read back: the norm is that of the sum before its rounding.
+        # Recomputed and not read back: another thread may have stored it.
         b_x = norm_forward_stream(
-            p_input_rows, p_residual_rows, p_seed,
+            p_input_rows, p_residual_rows, p_new_residual, p_seed,
             o_m, i_n, o_n, m_tile, N, stride_input_n, stride_residual_n, keep_threshold, keep_scale, BLOCK_N,
         )  # fmt: skip
         b_y = norm_forward_affine(

@@ -34,6 +34,8 @@ def softmax(
     if torch.finfo(output_dtype).bits < torch.finfo(input.dtype).bits:
         input = input.to(output_dtype)
     if input.ndim == 0:
+        if out is not None:
+            output_buffer(out, input, output_dtype)
         row = softmax(input.reshape(1), 0, output_dtype, out=None if out is None else out.reshape(1), backend=backend)
         return row.reshape(()) if out is None else out
     chosen = dispatch.choose("softmax", input.device.type, (input.dtype, output_dtype), input.ndim, backend)

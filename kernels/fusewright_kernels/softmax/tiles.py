@@ -30,8 +30,8 @@ def tile(columns: int, last_dim: bool, unit_columns: bool) -> Tile:
     if not last_dim:
         return _tile(columns, ACROSS_ROW_LIMIT, ACROSS_ROWS, 8, ACROSS_LOOP)
     if unit_columns:
-        return _tile(columns, ROW_LIMIT, 1, 32, LOOP)
-    return _tile(columns, STRIDED_ROW_LIMIT, 1, 16, STRIDED_LOOP)
+        return _tile(columns, ROW_LIMIT, 1, 16, LOOP)
+    return _tile(columns, STRIDED_ROW_LIMIT, 1, 8, STRIDED_LOOP)
 
 
 def _tile(columns: int, row_limit: int, smallest_block_m: int, elements_per_thread: int, loop: Tile) -> Tile:

@@ -104,6 +104,15 @@ struct Packed {
   }
 };
 
+// `value` as it comes back after being stored as T.
+template <class T>
+__device__ __forceinline__ float round_to(float value) {
+  Packed<T, 1> packed;
+  packed.pack(&value);
+  packed.unpack(&value);
+  return value;
+}
+
 template <class T>
 __device__ __forceinline__ float load_float(const T* source) {
   Packed<T, 1> packed;

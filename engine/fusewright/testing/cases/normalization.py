@@ -162,14 +162,14 @@ class NormalizationCase:
             outputs = {"output": reference.norm(stream, weight, bias, *arguments)}
         values = outputs | gradients(outputs, leaves, _cotangents(wide))
         magnitudes = self._magnitudes(stream.detach(), wide)
-        # The backward of the fused addition starts from the new residual as it was stored.
+        # Normalisation and backward of the fused addition start from the new residual as it was stored.
         stored = inputs["residual"].dtype if self.adds else torch.float32
         return {
             name: Expected(
                 value.detach(),
                 "gradient" if name.startswith("grad_") else "forward",
                 magnitudes[name],
-                stored if name.startswith("grad_") else torch.float32,
+                torch.float32 if name == "new_residual" else stored,
             )
             for name, value in values.items()
         }
