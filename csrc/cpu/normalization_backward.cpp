@@ -72,15 +72,16 @@ RowProducts row_products(const Row<T>& row, int64_t columns, const float* weight
 template <bool Center, bool HasWeight, bool Sums, class T>
 void row_gradients(const Row<T>& row, const RowProducts& products, T* output, int64_t columns, const float* weight,
                    float* weight_sums, float* bias_sums) {
+  const float grad_mean = products.grad_mean * row.rstd, product_mean = products.product_mean * row.rstd;
   const auto apply = [&](int64_t i, Float grad, Float x) {
     const Float normalized = (Center ? x - row.mean : x) * row.rstd;
     if constexpr (Sums) {
       store(weight_sums + i, load(weight_sums + i) + grad * normalized);
       store(bias_sums + i, load(bias_sums + i) + grad);
     }
-    Float g = HasWeight ? grad * load(weight + i) : grad;
-    if constexpr (Center) g -= products.grad_mean;
-    return (g - normalized * products.product_mean) * row.rstd;
+    const Float g = HasWeight ? grad * load(weight + i) : grad;
+    const Float means = Center ? normalized * product_mean + grad_mean : normalized * product_mean;
+    return g * row.rstd - means;
   };
   const auto apply_pair = [&](int64_t i, Pair grad, Pair x) -> Pair {
     return {apply(i, grad.first, x.first), apply(i + lanes, grad.second, x.second)};
@@ -135,29 +136,28 @@ class ParameterSums {
   Scratch scratch_;
 };
 
-// Backward of one row in memory. output is nullptr if only the parameters' gradients are wanted.
+template <class T>
+Row<T> row_of(const NormBackwardParams& params, const T* grad, const T* stream, int64_t index) {
+  return {grad, stream, params.center ? params.statistics[params.rows + index] : 0.0f, params.statistics[index]};
+}
+
+// The two passes over a row, for the parameters of the call. output is nullptr if it is not wanted.
+template <class T>
+struct RowPasses {
+  RowProducts (*products)(const Row<T>&, int64_t, const float*);
+  void (*gradients)(const Row<T>&, const RowProducts&, T*, int64_t, const float*, float*, float*);
+};
+
 template <bool Center, bool HasWeight, class T>
-void row_backward(const NormBackwardParams& params, const T* grad, const T* stream, T* output, int64_t index,
-                  const float* weight, const ParameterSums& sums) {
-  const int64_t columns = params.columns;
-  const Row<T> row = {grad, stream, Center ? params.statistics[params.rows + index] : 0.0f, params.statistics[index]};
-  RowProducts products = {};
-  if (output != nullptr) products = row_products<Center, HasWeight>(row, columns, weight);
-  if (sums.wanted()) {
-    row_gradients<Center, HasWeight, true>(row, products, output, columns, weight, sums.weight(), sums.bias());
-  } else {
-    row_gradients<Center, HasWeight, false, T>(row, products, output, columns, weight, nullptr, nullptr);
-  }
+RowPasses<T> passes_of(bool sums) {
+  return {row_products<Center, HasWeight, T>,
+          sums ? row_gradients<Center, HasWeight, true, T> : row_gradients<Center, HasWeight, false, T>};
 }
 
 template <class T>
-using RowBackward = void (*)(const NormBackwardParams&, const T*, const T*, T*, int64_t, const float*,
-                             const ParameterSums&);
-
-template <class T>
-RowBackward<T> choose_row_backward(bool center, const float* weight) {
-  if (center) return weight != nullptr ? row_backward<true, true, T> : row_backward<true, false, T>;
-  return weight != nullptr ? row_backward<false, true, T> : row_backward<false, false, T>;
+RowPasses<T> choose_passes(bool center, const float* weight, bool sums) {
+  if (center) return weight != nullptr ? passes_of<true, true, T>(sums) : passes_of<true, false, T>(sums);
+  return weight != nullptr ? passes_of<false, true, T>(sums) : passes_of<false, false, T>(sums);
 }
 
 // Calls body(first, count) for blocks of [begin, end) and moves the sums on in time.
@@ -184,13 +184,18 @@ void plain_backward(const NormBackwardParams& params, const float* weight, int64
   T* grad_input = static_cast<T*>(params.grad_input.data);
   const T* grad_rows[row_block];
   const T* stream_rows[row_block];
-  const RowBackward<T> backward = choose_row_backward<T>(params.center, weight);
+  const RowPasses<T> passes = choose_passes<T>(params.center, weight, sums.wanted());
   for_row_blocks(begin, end, sums, [&](int64_t first, int64_t count) {
     grad_output.read(first, count, grad_rows);
     stream.read(first, count, stream_rows);
+    const auto row_at = [&](int64_t r) { return row_of(params, grad_rows[r], stream_rows[r], first + r); };
+    // A row's sums before the row ahead of it is written, as in the forward.
+    RowProducts next = passes.products(row_at(0), columns, weight);
     for (int64_t r = 0; r < count; ++r) {
+      const RowProducts products = next;
+      if (r + 1 < count && grad_input != nullptr) next = passes.products(row_at(r + 1), columns, weight);
       T* output = grad_input == nullptr ? nullptr : grad_input + (first + r) * columns;
-      backward(params, grad_rows[r], stream_rows[r], output, first + r, weight, sums);
+      passes.gradients(row_at(r), products, output, columns, weight, sums.weight(), sums.bias());
     }
   });
 }
@@ -236,7 +241,7 @@ void add_backward(const NormBackwardParams& params, const float* weight, int64_t
   float* wide_grad = scratch.as<float>();
   float* wide_stream = wide_grad + columns;
   float* grad_stream = wide_stream + columns;
-  const RowBackward<float> backward = choose_row_backward<float>(params.center, weight);
+  const RowPasses<float> passes = choose_passes<float>(params.center, weight, sums.wanted());
   const TGrad* grad_rows[row_block];
   const TStream* stream_rows[row_block];
   const TStream* extra_rows[row_block];
@@ -247,7 +252,9 @@ void add_backward(const NormBackwardParams& params, const float* weight, int64_t
     for (int64_t r = 0; r < count; ++r) {
       widen(grad_rows[r], wide_grad, columns);
       widen(stream_rows[r], wide_stream, columns);
-      backward(params, wide_grad, wide_stream, wanted ? grad_stream : nullptr, first + r, weight, sums);
+      const Row<float> row = row_of<float>(params, wide_grad, wide_stream, first + r);
+      const RowProducts products = passes.products(row, columns, weight);
+      passes.gradients(row, products, wanted ? grad_stream : nullptr, columns, weight, sums.weight(), sums.bias());
       if (!wanted) continue;
       if (params.grad_new_residual.data != nullptr) add_row(grad_stream, extra_rows[r], columns);
       scatter_to_summands(params, grad_stream, first + r);

@@ -36,13 +36,22 @@ def divide_by_count(b_sum, count):
 
 
 @triton.jit
+def round_to(b_x, dtype: tl.constexpr):
+    """float32 ``b_x`` as it comes back after being stored as ``dtype``."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        # The interpreter truncates where the hardware rounds, and widens a bfloat16 zero to 1.1e-38.
+        b_bits = b_x.to(tl.uint32, bitcast=True)
+        b_rounded = (b_bits + 0x7FFF + ((b_bits >> 16) & 1)) & 0xFFFF0000
+        return tl.where(b_x != b_x, b_bits, b_rounded).to(tl.float32, bitcast=True)
+    else:
+        return b_x.to(dtype).to(tl.float32)
+
+
+@triton.jit
 def to_dtype(b_x, dtype: tl.constexpr):
     """float32 ``b_x`` rounded to nearest even in ``dtype``."""
     if _INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter truncates where the hardware rounds; a NaN keeps its bits.
-        b_bits = b_x.to(tl.uint32, bitcast=True)
-        b_rounded = b_bits + 0x7FFF + ((b_bits >> 16) & 1)
-        b_x = tl.where(b_x != b_x, b_bits, b_rounded).to(tl.float32, bitcast=True)
+        b_x = round_to(b_x, dtype)
     return b_x.to(dtype)
 
 

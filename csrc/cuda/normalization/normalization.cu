@@ -1,9 +1,9 @@
 // Entries of the normalisation kernels: what they accept, and the choice by element type.
 
+#include "fusewright/cuda_api.h"
 #include "normalization_backward.cuh"
 #include "normalization_backward_reduce.cuh"
 #include "normalization_forward.cuh"
-#include "fusewright/cuda_api.h"
 
 namespace fusewright::cuda {
 namespace {

@@ -6,13 +6,14 @@
 //
 // A fixed number of blocks goes over the rows. Each keeps the sums of the parameter gradients in registers or shared
 // memory, adds them every rows_per_flush rows to its own row of the workspace (so no float32 sum grows long), and
-// norm_backward_reduce adds the workspace's rows. Every order is fixed and nothing is atomic: results repeat bit for bit.
+// norm_backward_reduce adds the workspace's rows. Every order is fixed and nothing is atomic: results repeat bit for
+// bit.
 #pragma once
 
-#include "normalization_backward_plan.cuh"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/row_tile.cuh"
 #include "fusewright/normalization.h"
+#include "normalization_backward_plan.cuh"
 
 namespace fusewright::cuda {
 
@@ -77,9 +78,8 @@ __device__ __forceinline__ void write_gradients(const NormBackwardParams& params
       });
     }
     if (params.grad_residual.data != nullptr) {
-      with_stream_type<T>(params.grad_residual.dtype, [&](auto type) {
-        tile.template store<decltype(type)>(params.grad_residual, row, grad);
-      });
+      with_stream_type<T>(params.grad_residual.dtype,
+                          [&](auto type) { tile.template store<decltype(type)>(params.grad_residual, row, grad); });
     }
     if (params.grad_input.data == nullptr) return;
     if (params.seed != nullptr) tile.dropout(params.seed, params.keep_threshold, params.keep_scale, row, grad);
@@ -209,12 +209,12 @@ __global__ void __launch_bounds__(Threads, 1)
   }
 }
 
-// Wider rows, a tile at a time in two passes, with the sums in shared memory. The second pass finds the row in L1 or L2.
-// Each thread reaches only its own sums, element after element across the threads, so without barrier or bank conflict.
+// Wider rows, a tile at a time in two passes, with the sums in shared memory. The second pass finds the row in L1 or
+// L2. Each thread reaches only its own sums, element after element across the threads, so without barrier or bank
+// conflict.
 template <class T, class Columns, int Elements, bool Fused>
-__global__ void __launch_bounds__(1024)
-    norm_backward_shared_kernel(const __grid_constant__ NormBackwardParams params, float* weight_partials,
-                                float* bias_partials) {
+__global__ void __launch_bounds__(1024) norm_backward_shared_kernel(const __grid_constant__ NormBackwardParams params,
+                                                                    float* weight_partials, float* bias_partials) {
   extern __shared__ float shared_sums[];
   auto tile = make_row_tile<Columns, Elements, whole_block>(params.columns);
   RowReducer<whole_block> reduce;
@@ -277,8 +277,7 @@ __global__ void __launch_bounds__(1024)
 
 // Rows wider still, or of any strides: the gradients of the stream, a block to a row in two passes over it.
 template <class T, class Columns, int Elements, bool Fused>
-__global__ void __launch_bounds__(1024)
-    norm_backward_wide_kernel(const __grid_constant__ NormBackwardParams params) {
+__global__ void __launch_bounds__(1024) norm_backward_wide_kernel(const __grid_constant__ NormBackwardParams params) {
   const int64_t row = block_index();
   if (row >= params.rows) return;
   auto tile = make_row_tile<Columns, Elements, whole_block>(params.columns);
@@ -364,13 +363,13 @@ cudaError_t launch_norm_backward_tile(const NormBackwardParams& params, const No
                                       const NormBackwardPartials& partials, void* stream) {
   constexpr bool vectors = Columns::width > 1;
   const auto launch_kernel = [&](auto kernel) {
-    return launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), plan.shared_bytes, stream, params,
-                  partials.weight, partials.bias);
+    return launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), plan.shared_bytes, stream,
+                  params, partials.weight, partials.bias);
   };
   if constexpr (vectors) {
     if (plan.kernel == NormBackwardKernel::lanes) {
-      return launch_kernel(norm_backward_tile_kernel<T, Columns, backward_elements, backward_lanes,
-                                                     backward_lanes_threads, Fused>);
+      return launch_kernel(
+          norm_backward_tile_kernel<T, Columns, backward_elements, backward_lanes, backward_lanes_threads, Fused>);
     }
     if (plan.kernel == NormBackwardKernel::shared) {
       return launch_kernel(norm_backward_shared_kernel<T, Columns, backward_elements, Fused>);
@@ -380,8 +379,8 @@ cudaError_t launch_norm_backward_tile(const NormBackwardParams& params, const No
     return launch_kernel(
         norm_backward_tile_kernel<T, Columns, backward_elements, warp_size, backward_lanes_threads, Fused>);
   }
-  return launch_kernel(norm_backward_tile_kernel<T, Columns, backward_elements, whole_block,
-                                                 backward_block_threads(vectors), Fused>);
+  return launch_kernel(
+      norm_backward_tile_kernel<T, Columns, backward_elements, whole_block, backward_block_threads(vectors), Fused>);
 }
 
 template <class T, class Columns, int Elements, bool Fused>
@@ -395,7 +394,8 @@ cudaError_t launch_norm_backward_wide(const NormBackwardParams& params, const No
   if (partials.weight == nullptr && partials.bias == nullptr) return cudaSuccess;
   return launch(norm_backward_parameters_kernel<T, Columns>,
                 dim3(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.partials)),
-                dim3(backward_column_threads), 0, stream, params, plan.rows_per_partial, partials.weight, partials.bias);
+                dim3(backward_column_threads), 0, stream, params, plan.rows_per_partial, partials.weight,
+                partials.bias);
 }
 
 // The instantiation of one element type: everything but the sum over the partials.

@@ -29,8 +29,8 @@ enum class NormBackwardKernel { lanes, warp, block, shared, wide };
 struct NormBackwardPlan {
   ColumnLayout layout = ColumnLayout::any;
   NormBackwardKernel kernel = NormBackwardKernel::wide;
-  int threads = 0;               // of a block
-  int64_t blocks = 0;            // that go over the rows; for wide rows, along the columns of the parameters kernel
+  int threads = 0;     // of a block
+  int64_t blocks = 0;  // that go over the rows; for wide rows, along the columns of the parameters kernel
   int64_t shared_bytes = 0;
   int64_t partials = 0;          // rows of the workspace for each parameter
   int64_t rows_per_partial = 0;  // for wide rows
@@ -91,7 +91,8 @@ inline NormBackwardPlan plan_norm_backward(const NormBackwardParams& params, con
     // As many as run at a time. Of those that find fewer than 8 rows each, only enough for one to a multiprocessor:
     // the partials of more would cost as much traffic as they save time.
     const int64_t work = ceil_div(params.rows, rows_of_block);
-    const int64_t resident = static_cast<int64_t>(limits.multiprocessors) * std::max(1, backward_resident_threads / plan.threads);
+    const int64_t resident =
+        static_cast<int64_t>(limits.multiprocessors) * std::max(1, backward_resident_threads / plan.threads);
     const int64_t sparing = std::max<int64_t>(limits.multiprocessors, ceil_div(work, 8));
     plan.blocks = std::min({work, resident, sums_wanted ? sparing : resident});
     plan.partials = plan.blocks;

@@ -1,7 +1,6 @@
-#include "normalization_backward_reduce.cuh"
-
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/vector.cuh"
+#include "normalization_backward_reduce.cuh"
 
 namespace fusewright::cuda {
 namespace {
@@ -25,9 +24,7 @@ __global__ void __launch_bounds__(columns_of_block* slices)
   float total = 0.0f;
 #pragma unroll
   for (int slice = 0; slice < slices; ++slice) total += slice_sums[slice][threadIdx.x];
-  with_parameter_type(dtype, [&](auto type) {
-    store_float(static_cast<decltype(type)*>(gradient) + column, total);
-  });
+  with_parameter_type(dtype, [&](auto type) { store_float(static_cast<decltype(type)*>(gradient) + column, total); });
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Forward kernels of layer and RMS normalisation, plain or fused with dropout and a residual addition, and their launch.
-// A row is read once and held: in registers up to block_tile_columns, in shared memory above, and re-read where it
-// fits neither. Statistics are float32 and two-pass, which stays exact where the mean is far above the spread.
+// Forward kernels of layer and RMS normalisation, plain or fused with dropout and a residual addition, and their
+// launch. A row is read once and held: in registers up to block_tile_columns, in shared memory above, and re-read where
+// it fits neither. Statistics are float32 and two-pass, which stays exact where the mean is far above the spread.
 #pragma once
 
 #include "fusewright/cuda/launch.cuh"
@@ -42,7 +42,8 @@ __device__ __forceinline__ void write_normalized(const NormForwardParams& params
   for (int i = 0; i < Elements; ++i) values[i] = (values[i] - mean) * rstd;
   if (params.weight.data != nullptr) {
     const float offset = params.weight_offset;
-    tile.with_parameter(params.weight, values, [offset](float value, float weight) { return value * (weight + offset); });
+    tile.with_parameter(params.weight, values,
+                        [offset](float value, float weight) { return value * (weight + offset); });
   }
   if (params.bias.data != nullptr) {
     tile.with_parameter(params.bias, values, [](float value, float bias) { return value + bias; });
@@ -159,8 +160,8 @@ cudaError_t launch_norm_forward_tile(const NormForwardParams& params, void* stre
   if constexpr (Columns::width > 1) {
     if (params.columns <= lanes_tile_columns) {
       return launch(norm_forward_tile_kernel<T, Columns, lanes_tile_elements, tile_lanes, lanes_tile_threads, Fused>,
-                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0, stream,
-                    params);
+                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0,
+                    stream, params);
     }
   }
   return launch(norm_forward_tile_kernel<T, Columns, warp_tile_elements<Columns>, warp_size, lanes_tile_threads, Fused>,

@@ -1,8 +1,8 @@
 // Entries of the softmax kernels: what they accept, and the choice by element type.
 
+#include "fusewright/cuda_api.h"
 #include "softmax_backward.cuh"
 #include "softmax_forward.cuh"
-#include "fusewright/cuda_api.h"
 
 namespace fusewright::cuda {
 namespace {

@@ -1,11 +1,11 @@
 // Backward kernels of softmax and their launch: grad_input = y * (grad_output - sum(y * grad_output)) over a row.
 #pragma once
 
-#include "softmax_across.cuh"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/row_tile.cuh"
 #include "fusewright/cuda/tile_shape.cuh"
 #include "fusewright/softmax.h"
+#include "softmax_across.cuh"
 
 namespace fusewright::cuda {
 
@@ -132,8 +132,8 @@ cudaError_t launch_softmax_backward(const SoftmaxBackwardParams& params, void* s
   if constexpr (Columns::width > 1) {
     if (params.columns <= lanes_tile_columns) {
       return launch(softmax_backward_tile_kernel<T, Columns, lanes_tile_elements, tile_lanes, lanes_tile_threads>,
-                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0, stream,
-                    params);
+                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0,
+                    stream, params);
     }
   }
   return launch(softmax_backward_tile_kernel<T, Columns, warp_tile_elements<Columns>, warp_size, lanes_tile_threads>,

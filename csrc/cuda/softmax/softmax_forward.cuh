@@ -3,11 +3,11 @@
 // softmax", 2018). A row of -inf gives NaN, as in torch: -inf - (-inf) below is meant to.
 #pragma once
 
-#include "softmax_across.cuh"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/row_tile.cuh"
 #include "fusewright/cuda/tile_shape.cuh"
 #include "fusewright/softmax.h"
+#include "softmax_across.cuh"
 
 namespace fusewright::cuda {
 
@@ -60,9 +60,8 @@ __global__ void __launch_bounds__(Threads)
   const float scale = 1.0f / reduce(sum, Sum{});
 #pragma unroll
   for (int i = 0; i < Elements; ++i) values[i] *= scale;
-  with_stream_type<T>(params.output.dtype, [&](auto type) {
-    tile.template store<decltype(type)>(params.output, row, values);
-  });
+  with_stream_type<T>(params.output.dtype,
+                      [&](auto type) { tile.template store<decltype(type)>(params.output, row, values); });
 }
 
 // Wider rows, a block to a row.
@@ -93,9 +92,8 @@ __global__ void __launch_bounds__(1024)
     tile.template load<T>(params.input, row, values);
 #pragma unroll
     for (int i = 0; i < Elements; ++i) values[i] = expf(values[i] - maximum) * scale;
-    with_stream_type<T>(params.output.dtype, [&](auto type) {
-      tile.template store<decltype(type)>(params.output, row, values);
-    });
+    with_stream_type<T>(params.output.dtype,
+                        [&](auto type) { tile.template store<decltype(type)>(params.output, row, values); });
   }
 }
 
@@ -141,14 +139,15 @@ cudaError_t launch_softmax_forward(const SoftmaxForwardParams& params, void* str
                   params);
   }
   if (params.columns > warp_tile_columns<Columns>) {
-    return launch(softmax_forward_tile_kernel<T, Columns, block_tile_elements, whole_block, block_tile_threads<Columns>>,
-                  grid_of(params.rows), dim3(threads_for_row(params.columns, block_tile_elements)), 0, stream, params);
+    return launch(
+        softmax_forward_tile_kernel<T, Columns, block_tile_elements, whole_block, block_tile_threads<Columns>>,
+        grid_of(params.rows), dim3(threads_for_row(params.columns, block_tile_elements)), 0, stream, params);
   }
   if constexpr (Columns::width > 1) {
     if (params.columns <= lanes_tile_columns) {
       return launch(softmax_forward_tile_kernel<T, Columns, lanes_tile_elements, tile_lanes, lanes_tile_threads>,
-                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0, stream,
-                    params);
+                    grid_of(ceil_div(params.rows, lanes_tile_threads / tile_lanes)), dim3(lanes_tile_threads), 0,
+                    stream, params);
     }
   }
   return launch(softmax_forward_tile_kernel<T, Columns, warp_tile_elements<Columns>, warp_size, lanes_tile_threads>,

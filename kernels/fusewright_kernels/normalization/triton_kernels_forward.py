@@ -10,7 +10,7 @@ absent operands and cost nothing. Imports only where Triton is installed.
 import triton
 import triton.language as tl
 
-from fusewright_kernels.triton_primitives import divide_by_count, dropout_keep, row_offsets, to_dtype
+from fusewright_kernels.triton_primitives import divide_by_count, dropout_keep, round_to, row_offsets, to_dtype
 
 # Run-time values that no code improves on: specialising would only recompile.
 _NOT_SPECIALIZED = ["M", "size_1", "size_2", "keep_threshold"]
@@ -31,7 +31,7 @@ def norm_forward_stream(
     if p_residual is not None:
         b_x += tl.load(p_residual + o_n[None, :] * stride_residual_n, mask=m_tile, other=0.0).to(tl.float32)
         # What is normalised is what is stored and what a backward will read.
-        b_x = to_dtype(b_x, p_new_residual.dtype.element_ty).to(tl.float32)
+        b_x = round_to(b_x, p_new_residual.dtype.element_ty)
     return b_x
 
 

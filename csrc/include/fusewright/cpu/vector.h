@@ -253,14 +253,44 @@ inline Int first_lanes(int64_t count) {
   return index < static_cast<int32_t>(count);
 }
 
-// Sum over lanes in pairs, the same order for every caller.
-inline float sum_lanes(Float vector) {
-  float values[lanes];
-  memcpy(values, &vector, sizeof(values));
-  for (int width = lanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) values[i] += values[i + width];
+// The vector with its lanes moved down by 8, 4, 2 or 1, the first ones coming back at the end.
+template <int Step>
+inline Float rotate(Float v) {
+#if defined(__AVX512F__)
+  if constexpr (Step == 8) {
+    return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  } else if constexpr (Step == 4) {
+    return __builtin_shufflevector(v, v, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3);
+  } else if constexpr (Step == 2) {
+    return __builtin_shufflevector(v, v, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1);
+  } else {
+    return __builtin_shufflevector(v, v, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0);
   }
-  return values[0];
+#elif defined(__AVX2__)
+  if constexpr (Step == 4) {
+    return __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+  } else if constexpr (Step == 2) {
+    return __builtin_shufflevector(v, v, 2, 3, 4, 5, 6, 7, 0, 1);
+  } else {
+    return __builtin_shufflevector(v, v, 1, 2, 3, 4, 5, 6, 7, 0);
+  }
+#else
+  if constexpr (Step == 2) {
+    return __builtin_shufflevector(v, v, 2, 3, 0, 1);
+  } else {
+    return __builtin_shufflevector(v, v, 1, 2, 3, 0);
+  }
+#endif
+}
+
+// Sum over lanes in pairs, the same order for every caller.
+template <int Step = lanes / 2>
+inline float sum_lanes(Float vector) {
+  if constexpr (Step == 0) {
+    return vector[0];
+  } else {
+    return sum_lanes<Step / 2>(vector + rotate<Step>(vector));
+  }
 }
 
 inline float maximum_lanes(Float vector) {

@@ -20,9 +20,7 @@ inline dim3 grid_of(int64_t blocks) {
   return dim3(static_cast<unsigned>(along_x), static_cast<unsigned>(ceil_div(blocks, along_x)));
 }
 
-__device__ __forceinline__ int64_t block_index() {
-  return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x;
-}
+__device__ __forceinline__ int64_t block_index() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }
 
 struct DeviceLimits {
   int multiprocessors = 0;
@@ -81,11 +79,15 @@ inline int threads_for_row(int64_t columns, int64_t elements) {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, void* stream,
                    const Arguments&... arguments) {
-  // More than 48 KiB has to be asked for.
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
+  // More than 48 KiB, static shared memory included, has to be asked for. Always the same size: another thread may be
+  // between this call and its own launch of the same kernel.
+  if (shared_bytes > 47 * 1024) {
+    DeviceLimits limits;
+    cudaError_t error = query_device(limits);
+    if (error == cudaSuccess) {
+      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   limits.shared_bytes);
+    }
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};

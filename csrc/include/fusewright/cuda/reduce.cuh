@@ -26,8 +26,8 @@ struct Maximum {
 template <int Lanes, class Operation>
 __device__ __forceinline__ float reduce_lanes(float value, Operation operation) {
   // Lanes of other rows may have left the loop, so only those of this row take part.
-  const unsigned row_mask = Lanes == warp_size ? 0xFFFFFFFFu
-                                               : ((1u << Lanes) - 1u) << (threadIdx.x % warp_size / Lanes * Lanes);
+  const unsigned row_mask =
+      Lanes == warp_size ? 0xFFFFFFFFu : ((1u << Lanes) - 1u) << (threadIdx.x % warp_size / Lanes * Lanes);
 #pragma unroll
   for (int distance = Lanes / 2; distance > 0; distance /= 2) {
     value = operation(value, __shfl_xor_sync(row_mask, value, distance));
