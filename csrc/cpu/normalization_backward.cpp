@@ -24,6 +24,11 @@ struct Row {
   float rstd;
 };
 
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+
 // Means over a row of g and of g * n.
 struct RowProducts {
   float grad_mean;
@@ -67,35 +72,66 @@ RowProducts row_products(const Row<T>& row, int64_t columns, const float* weight
           static_cast<float>(product_total * row.rstd / static_cast<double>(columns))};
 }
 
-// Rows one at a time: taking four together halves the traffic of the sums, but streams at the same offset of a page,
-// which rows of 2 or 4 KB are, then evict each other from the first-level cache, and large inputs took twice as long.
+// Rows whose gradients are taken together, a tile of columns at a time, so that the tile's sums over the rows stay in
+// registers. Measured, 4096 rows of 1024 on Zen 4: four rows of float32 take 2.3 ms and one at a time 3.0 ms, but two
+// bytes an element the other way round, 1.5 and 1.15 ms; without sums to keep there is nothing to gain.
+constexpr int most_rows_together = 4;
+constexpr int tile_pairs = 2;
+
+template <class T>
+int64_t rows_together(bool sums) {
+  return sums && sizeof(T) == sizeof(float) ? most_rows_together : 1;
+}
+
+// grad_stream of `count` rows and, with Sums, their contribution to the parameters' gradients.
 template <bool Center, bool HasWeight, bool Sums, class T>
-void row_gradients(const Row<T>& row, const RowProducts& products, T* output, int64_t columns, const float* weight,
-                   float* weight_sums, float* bias_sums) {
-  const float grad_mean = products.grad_mean * row.rstd, product_mean = products.product_mean * row.rstd;
-  const auto apply = [&](int64_t i, Float grad, Float x) {
-    const Float normalized = (Center ? x - row.mean : x) * row.rstd;
+void group_gradients(const Row<T>* rows, const RowProducts* products, T* const* output, int64_t count, int64_t columns,
+                     const float* weight, float* weight_sums, float* bias_sums) {
+  const auto apply = [&](int64_t r, int64_t i, Float grad, Float x, Float& weight_sum, Float& bias_sum) {
+    const float rstd = rows[r].rstd;
+    const Float normalized = (Center ? x - rows[r].mean : x) * rstd;
     if constexpr (Sums) {
-      store(weight_sums + i, load(weight_sums + i) + grad * normalized);
-      store(bias_sums + i, load(bias_sums + i) + grad);
+      weight_sum += grad * normalized;
+      bias_sum += grad;
     }
     const Float g = HasWeight ? grad * load(weight + i) : grad;
-    const Float means = Center ? normalized * product_mean + grad_mean : normalized * product_mean;
-    return g * row.rstd - means;
+    const Float means =
+        Center ? normalized * products[r].product_mean + products[r].grad_mean : normalized * products[r].product_mean;
+    return (g - means) * rstd;
   };
-  const auto apply_pair = [&](int64_t i, Pair grad, Pair x) -> Pair {
-    return {apply(i, grad.first, x.first), apply(i + lanes, grad.second, x.second)};
+  const auto tile = [&](int64_t i, auto pairs, auto load_row, auto store_row) {
+    Pair weight_sum[pairs.value] = {}, bias_sum[pairs.value] = {};
+    for (int64_t r = 0; r < count; ++r) {
+      for (int p = 0; p < pairs.value; ++p) {
+        const int64_t k = i + p * pair_lanes;
+        const Pair grad = load_row(rows[r].grad + k), x = load_row(rows[r].stream + k);
+        const Pair gradient = {apply(r, k, grad.first, x.first, weight_sum[p].first, bias_sum[p].first),
+                               apply(r, k + lanes, grad.second, x.second, weight_sum[p].second, bias_sum[p].second)};
+        if (output != nullptr) store_row(output[r] + k, gradient);
+      }
+    }
+    if constexpr (Sums) {
+      for (int p = 0; p < pairs.value; ++p) {
+        const int64_t k = i + p * pair_lanes;
+        store(weight_sums + k, load(weight_sums + k) + weight_sum[p].first);
+        store(weight_sums + k + lanes, load(weight_sums + k + lanes) + weight_sum[p].second);
+        store(bias_sums + k, load(bias_sums + k) + bias_sum[p].first);
+        store(bias_sums + k + lanes, load(bias_sums + k + lanes) + bias_sum[p].second);
+      }
+    }
   };
+  const auto whole_load = [](const T* row) { return load_pair(row); };
+  const auto whole_store = [](T* row, Pair value) { store_pair(row, value); };
   int64_t i = 0;
-  for (; i + pair_lanes <= columns; i += pair_lanes) {
-    const Pair gradient = apply_pair(i, load_pair(row.grad + i), load_pair(row.stream + i));
-    if (output != nullptr) store_pair(output + i, gradient);
+  for (; i + tile_pairs * pair_lanes <= columns; i += tile_pairs * pair_lanes) {
+    tile(i, Constant<tile_pairs>{}, whole_load, whole_store);
   }
+  for (; i + pair_lanes <= columns; i += pair_lanes) tile(i, Constant<1>{}, whole_load, whole_store);
   if (i < columns) {
-    const int64_t count = columns - i;
-    const Pair gradient =
-        apply_pair(i, load_pair_partial(row.grad + i, count), load_pair_partial(row.stream + i, count));
-    if (output != nullptr) store_pair_partial(output + i, gradient, count);
+    const int64_t rest = columns - i;
+    tile(
+        i, Constant<1>{}, [rest](const T* row) { return load_pair_partial(row, rest); },
+        [rest](T* row, Pair value) { store_pair_partial(row, value, rest); });
   }
 }
 
@@ -145,13 +181,13 @@ Row<T> row_of(const NormBackwardParams& params, const T* grad, const T* stream, 
 template <class T>
 struct RowPasses {
   RowProducts (*products)(const Row<T>&, int64_t, const float*);
-  void (*gradients)(const Row<T>&, const RowProducts&, T*, int64_t, const float*, float*, float*);
+  void (*gradients)(const Row<T>*, const RowProducts*, T* const*, int64_t, int64_t, const float*, float*, float*);
 };
 
 template <bool Center, bool HasWeight, class T>
 RowPasses<T> passes_of(bool sums) {
   return {row_products<Center, HasWeight, T>,
-          sums ? row_gradients<Center, HasWeight, true, T> : row_gradients<Center, HasWeight, false, T>};
+          sums ? group_gradients<Center, HasWeight, true, T> : group_gradients<Center, HasWeight, false, T>};
 }
 
 template <class T>
@@ -185,17 +221,22 @@ void plain_backward(const NormBackwardParams& params, const float* weight, int64
   const T* grad_rows[row_block];
   const T* stream_rows[row_block];
   const RowPasses<T> passes = choose_passes<T>(params.center, weight, sums.wanted());
+  const int64_t together = rows_together<T>(sums.wanted());
   for_row_blocks(begin, end, sums, [&](int64_t first, int64_t count) {
     grad_output.read(first, count, grad_rows);
     stream.read(first, count, stream_rows);
-    const auto row_at = [&](int64_t r) { return row_of(params, grad_rows[r], stream_rows[r], first + r); };
-    // A row's sums before the row ahead of it is written, as in the forward.
-    RowProducts next = passes.products(row_at(0), columns, weight);
-    for (int64_t r = 0; r < count; ++r) {
-      const RowProducts products = next;
-      if (r + 1 < count && grad_input != nullptr) next = passes.products(row_at(r + 1), columns, weight);
-      T* output = grad_input == nullptr ? nullptr : grad_input + (first + r) * columns;
-      passes.gradients(row_at(r), products, output, columns, weight, sums.weight(), sums.bias());
+    Row<T> rows[most_rows_together];
+    RowProducts products[most_rows_together] = {};
+    T* output[most_rows_together];
+    for (int64_t r = 0; r < count; r += together) {
+      const int64_t group = count - r < together ? count - r : together;
+      for (int64_t k = 0; k < group; ++k) {
+        rows[k] = row_of(params, grad_rows[r + k], stream_rows[r + k], first + r + k);
+        output[k] = grad_input + (first + r + k) * columns;
+        if (grad_input != nullptr) products[k] = passes.products(rows[k], columns, weight);
+      }
+      passes.gradients(rows, products, grad_input == nullptr ? nullptr : output, group, columns, weight, sums.weight(),
+                       sums.bias());
     }
   });
 }
@@ -254,7 +295,8 @@ void add_backward(const NormBackwardParams& params, const float* weight, int64_t
       widen(stream_rows[r], wide_stream, columns);
       const Row<float> row = row_of<float>(params, wide_grad, wide_stream, first + r);
       const RowProducts products = passes.products(row, columns, weight);
-      passes.gradients(row, products, wanted ? grad_stream : nullptr, columns, weight, sums.weight(), sums.bias());
+      passes.gradients(&row, &products, wanted ? &grad_stream : nullptr, 1, columns, weight, sums.weight(),
+                       sums.bias());
       if (!wanted) continue;
       if (params.grad_new_residual.data != nullptr) add_row(grad_stream, extra_rows[r], columns);
       scatter_to_summands(params, grad_stream, first + r);

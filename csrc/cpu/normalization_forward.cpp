@@ -63,8 +63,6 @@ RowMoments moments_of(const NormForwardParams& params, const T* x) {
                        : row_moments<false>(x, params.columns, params.eps);
 }
 
-// The moments of a row are taken before the row ahead of it is written: their chain of dependent operations, as long as
-// a third of a row of 1024, then runs beside independent work.
 template <class T>
 void plain_rows(const NormForwardParams& params, const float* weight, const float* bias, int64_t begin, int64_t end) {
   const int64_t columns = params.columns;
@@ -76,10 +74,8 @@ void plain_rows(const NormForwardParams& params, const float* weight, const floa
   for (int64_t first = begin; first < end; first += row_block) {
     const int64_t count = end - first < row_block ? end - first : row_block;
     input.read(first, count, rows);
-    RowMoments next = moments_of(params, rows[0]);
     for (int64_t r = 0; r < count; ++r) {
-      const RowMoments moments = next;
-      if (r + 1 < count) next = moments_of(params, rows[r + 1]);
+      const RowMoments moments = moments_of(params, rows[r]);
       const auto normalize = moments.shift == 0.0f ? normalize_row : normalize_shifted_row;
       normalize(rows[r], output + (first + r) * columns, columns, moments, weight, bias);
       save_statistics(params, first + r, moments);

@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> norm_forward(Tensor input, std::optional<Tensor> weig
   const CudaCall call("norm_forward", input);
   NormForwardParams params = norm_forward_params(input, weight, bias, normalized_ndim, eps, center, weight_offset);
   Tensor output = empty_like(input, input.scalar_type());
-  Tensor statistics = empty_statistics(params, save_statistics, input);
+  Tensor statistics = save_statistics ? empty_statistics(params, input) : no_elements(ScalarType::Float, input);
   params.output = output.data_ptr();
   if (save_statistics) params.statistics = static_cast<float*>(statistics.data_ptr());
   run_forward(call, params);
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor> add_norm_forward(Tensor input, Tensor residua
   set_dropout(seed, dropout_p, &params.seed, &params.keep_threshold, &params.keep_scale);
   Tensor output = empty_like(input, input.scalar_type());
   Tensor new_residual = empty_like(input, residual_type);
-  Tensor statistics = empty_statistics(params, save_statistics, input);
+  Tensor statistics = save_statistics ? empty_statistics(params, input) : no_elements(ScalarType::Float, input);
   params.output = output.data_ptr();
   params.new_residual = row_view(new_residual, normalized_ndim);
   if (save_statistics) params.statistics = static_cast<float*>(statistics.data_ptr());

@@ -34,8 +34,7 @@ inline NormForwardParams norm_forward_params(const Tensor& input, const std::opt
   return params;
 }
 
-inline Tensor empty_statistics(const NormForwardParams& params, bool save, const Tensor& like) {
-  if (!save) return no_elements(ScalarType::Float, like);
+inline Tensor empty_statistics(const NormForwardParams& params, const Tensor& like) {
   const int64_t sizes[2] = {params.center ? 2 : 1, params.rows};
   return empty(sizes, 2, ScalarType::Float, like);
 }

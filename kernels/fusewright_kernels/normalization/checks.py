@@ -9,25 +9,31 @@ from torch import Tensor
 from fusewright_kernels.checks import LOW_PRECISION, floating_tensor, same_device, type_error, value_error
 
 
-def normalized_shape_of(input: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """``normalized_shape`` as a tuple, checked against the trailing sizes of ``input``."""
+def operands(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None, bias: Tensor | None
+) -> tuple[int, ...]:
+    """``normalized_shape`` as a tuple, once input, weight and bias fit it and each other."""
     floating_tensor("input", input)
-    if isinstance(normalized_shape, int):
-        normalized_shape = (normalized_shape,)
-    elif isinstance(normalized_shape, str) or not isinstance(normalized_shape, Sequence):
-        raise type_error("normalized_shape", f"a {type(normalized_shape).__name__}", "an int or a sequence of ints")
-    shape = tuple(normalized_shape)
+    if isinstance(normalized_shape, (tuple, list)):  # torch.Size is a tuple
+        shape = tuple(normalized_shape)
+    elif isinstance(normalized_shape, int):
+        shape = (normalized_shape,)
+    else:
+        raise type_error(
+            "normalized_shape", f"a {type(normalized_shape).__name__}", "an int, a tuple or a list of ints"
+        )
     if not shape:
         raise value_error("normalized_shape", shape, "at least one dimension")
     if input.shape[-len(shape) :] != shape:
         raise value_error("normalized_shape", shape, f"the trailing sizes of input's shape {tuple(input.shape)}")
+    if weight is not None:
+        _parameter("weight", weight, shape, input)
+    if bias is not None:
+        _parameter("bias", bias, shape, input)
     return shape
 
 
-def parameter(name: str, tensor: Tensor | None, shape: tuple[int, ...], input: Tensor) -> None:
-    """``tensor``, a weight or a bias, is absent or fits ``input``."""
-    if tensor is None:
-        return
+def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], input: Tensor) -> None:
     floating_tensor(name, tensor)
     if tensor.shape != shape:
         raise value_error(f"{name}.shape", tuple(tensor.shape), f"normalized_shape {shape}")

@@ -34,9 +34,7 @@ def norm(
     backend: str | None,
 ) -> Tensor:
     """Layer normalisation if ``center``, else RMS normalisation; see :mod:`fusewright.functional`."""
-    shape = checks.normalized_shape_of(input, normalized_shape)
-    checks.parameter("weight", weight, shape, input)
-    checks.parameter("bias", bias, shape, input)
+    shape = checks.operands(input, normalized_shape, weight, bias)
     eps = default_rms_epsilon(input) if eps is None and not center else checks.epsilon(eps)
     input = autograd.float32_under_autocast(input)
     chosen = dispatch.choose("norm", input.device.type, _dtypes(input, weight, bias), input.ndim, backend)
@@ -69,10 +67,8 @@ def add_norm(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Residual addition and normalisation; see :mod:`fusewright.functional`."""
-    shape = checks.normalized_shape_of(input, normalized_shape)
+    shape = checks.operands(input, normalized_shape, weight, bias)
     stream_dtype = checks.residual(residual, input, residual_dtype)
-    checks.parameter("weight", weight, shape, input)
-    checks.parameter("bias", bias, shape, input)
     eps = default_rms_epsilon(input) if eps is None and not center else checks.epsilon(eps)
     probability("dropout_p", dropout_p)
     check_seed("seed", seed)
