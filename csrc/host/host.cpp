@@ -5,13 +5,14 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <barrier>
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -50,6 +51,32 @@ const Probe& best_probe() {
   return *probes.front();
 }
 
+// A barrier of a fixed number of threads. Not std::barrier, which loses a wake-up now and then in GCC 12 and then
+// hangs.
+class Gate {
+ public:
+  explicit Gate(int threads) : threads_(threads) {}
+
+  void arrive_and_wait() {
+    std::unique_lock lock(mutex_);
+    const int64_t phase = phase_;
+    if (++arrived_ == threads_) {
+      arrived_ = 0;
+      ++phase_;
+      all_here_.notify_all();
+    } else {
+      all_here_.wait(lock, [&] { return phase_ != phase; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+  const int threads_;
+  int arrived_ = 0;
+  int64_t phase_ = 0;
+};
+
 void check_threads(int threads) {
   if (threads < 1) throw std::invalid_argument("threads is " + std::to_string(threads) + ", expected at least 1");
 }
@@ -60,7 +87,7 @@ double best_rate(int threads, double amount, const std::function<void(int)>& pre
                  const std::function<void(int, int64_t)>& work) {
   check_threads(threads);
   double best = 0;
-  std::barrier gate(threads + 1);
+  Gate gate(threads + 1);
   std::vector<std::thread> pool;
   int64_t repeats = 1;
   bool stop = false;

@@ -7,21 +7,28 @@
 namespace fusewright::FUSEWRIGHT_ISA {
 namespace {
 
-// Independent chains enough to hide a latency of 4 to 5 cycles on two units.
-constexpr int chains = 12;
+// Independent chains enough to hide a latency of 4 to 5 cycles on two units; named one by one, since the compiler keeps
+// an array that an asm statement touches in memory.
+constexpr int chains = 10;
 
 float fma(int64_t iterations) {
-  Float sums[chains];
-  for (int c = 0; c < chains; ++c) sums[c] = broadcast(1.0f + c);
   const Float factor = broadcast(0.999f), addend = broadcast(0.001f);
-  for (int64_t i = 0; i < iterations; ++i) {
-    for (int c = 0; c < chains; ++c) sums[c] = sums[c] * factor + addend;
+  Float a = factor, b = a + 1, c = b + 1, d = c + 1, e = d + 1, f = e + 1, g = f + 1, h = g + 1, i = h + 1, j = i + 1;
+  for (int64_t n = 0; n < iterations; ++n) {
+    a = a * factor + addend;
+    b = b * factor + addend;
+    c = c * factor + addend;
+    d = d * factor + addend;
+    e = e * factor + addend;
+    f = f * factor + addend;
+    g = g * factor + addend;
+    h = h * factor + addend;
+    i = i * factor + addend;
+    j = j * factor + addend;
     // Keeps the compiler from taking iterations together.
-    for (int c = 0; c < chains; ++c) asm volatile("" : "+x"(sums[c]));
+    asm volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d), "+x"(e), "+x"(f), "+x"(g), "+x"(h), "+x"(i), "+x"(j));
   }
-  Float total = {};
-  for (int c = 0; c < chains; ++c) total += sums[c];
-  return sum_lanes(total);
+  return sum_lanes(((a + b) + (c + d)) + ((e + f) + (g + h)) + (i + j));
 }
 
 float read(const char* data, int64_t bytes) {
