@@ -5,6 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <optional>
 #include <tuple>
 
@@ -87,6 +92,20 @@ inline int64_t product_of_sizes(const Tensor& tensor, int64_t begin, int64_t end
   return product;
 }
 
+// Asks for huge pages behind a large fresh CPU buffer. The C library returns such buffers to the system when they are
+// freed, so every call would fault each 4 KB page in anew: measured on a virtual machine, 8000 faults took five times
+// as long as the kernel that writes the pages. On memory that is mapped already, and where huge pages are off, it does
+// nothing.
+inline void prefer_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t huge_page = uintptr_t{2} << 20;
+  if (bytes < static_cast<int64_t>(2 * huge_page)) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + huge_page - 1) / huge_page * huge_page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / huge_page * huge_page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // A contiguous tensor on the device of `like`. By the C function, which costs a quarter of the boxed empty op.
 inline Tensor empty(const int64_t* sizes, int64_t ndim, ScalarType type, const Tensor& like) {
   int64_t strides[64];
@@ -111,7 +130,11 @@ inline Tensor empty(const int64_t* sizes, int64_t ndim, ScalarType type, const T
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, dtype, device_type, device_index, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  if (device_type == aoti_torch_device_type_cpu()) {
+    prefer_huge_pages(tensor.data_ptr(), tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+  }
+  return tensor;
 }
 
 inline Tensor empty_like(const Tensor& tensor, ScalarType type) {
