@@ -16,9 +16,10 @@ struct RowMoments {
   float rstd;
 };
 
-// Elements whose sums stay in float32 lanes; each block is then added to a double. It bounds the length of every
-// float32 sum to block / (2 * lanes * accumulators) terms, whatever N.
-constexpr int64_t sum_block = 4096;
+// Elements whose sums stay in float32 lanes; each block is then added to a double. A lane sums at most 64 terms with 16
+// lanes, 32 with 8 and 16 with 4, whatever N: fewer lanes average their rounding errors less, most of all in a row of
+// equal values.
+constexpr int64_t sum_block = 16 * lanes * lanes;
 constexpr int sum_accumulators = 2;  // pairs
 
 struct ShiftedSums {
