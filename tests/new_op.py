@@ -22,10 +22,11 @@ def {op}(input: Tensor) -> Tensor:
 
 OP = '''"""{title}: checks, dispatch, autograd."""
 
+from torch import Tensor
+
 from fusewright_kernels import dispatch
 from fusewright_kernels.checks import floating_tensor
 from fusewright_kernels.{op} import reference
-from torch import Tensor
 
 dispatch.register("{op}", {{}})
 
@@ -54,6 +55,7 @@ README = """# {title}
 TEST = '''"""{title} against its float64 oracle."""
 
 import torch
+
 from fusewright_kernels.{op} import reference
 from fusewright_kernels.{op}.op import {op}
 
