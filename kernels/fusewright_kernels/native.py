@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-from fusewright_kernels import build_cache, toolchain
+from fusewright_kernels import build_cache
 from fusewright_kernels.build_cache import BuildError
 from fusewright_kernels.checks import value_error
 
@@ -110,14 +110,3 @@ def host() -> ModuleType:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
-
-
-def build_all(names: tuple[str, ...] | None = None) -> dict[str, Path | BuildError]:
-    """Build libraries by name, all that this machine's compilers allow by default; an error stands for its library."""
-    results: dict[str, Path | BuildError] = {}
-    for name in names or toolchain.LIBRARIES:
-        try:
-            results[name] = build_cache.path_of(name)
-        except BuildError as error:
-            results[name] = error
-    return results
