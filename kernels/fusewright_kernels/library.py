@@ -26,6 +26,7 @@ def _define(name: str, schema: str, fake: Callable) -> None:
         _library.define(f"{name}{suffix}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"{NAMESPACE}::{name}{suffix}", fake, lib=_library)
     packet = getattr(torch.ops.fusewright, name)
+    _overloads[name, "reference"] = packet.default
     for backend in COMPILED_BACKENDS:
         _overloads[name, backend] = getattr(packet, backend)
 
@@ -45,7 +46,7 @@ def attach_triton(name: str, implementation: Callable, *, interpreted: bool) -> 
 
 
 def overload(name: str, backend: str) -> torch._ops.OpOverload:
-    """Op ``name`` as one compiled backend runs it."""
+    """Op ``name`` as one backend runs it: ``reference`` or one of ``COMPILED_BACKENDS``."""
     return _overloads[name, backend]
 
 
