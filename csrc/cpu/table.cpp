@@ -8,8 +8,22 @@ namespace fusewright::FUSEWRIGHT_ISA {
 
 extern const CpuKernels table;
 const CpuKernels table = {
-    FUSEWRIGHT_ISA_NAME, pair_lanes,           parameter_to_float, norm_forward,
-    norm_backward,       norm_backward_reduce, softmax_forward,    softmax_backward,
+    FUSEWRIGHT_ISA_NAME,
+    pair_lanes,
+    parameter_to_float,
+    norm_forward,
+    norm_backward,
+    norm_backward_reduce,
+    softmax_forward,
+    softmax_backward,
+    attention_forward_scratch,
+    attention_forward,
+    attention_sum_columns,
+    attention_backward_scratch,
+    attention_backward,
+    attention_backward_reduce,
+    attention_mask_gradient_scratch,
+    attention_mask_gradient,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -6,14 +6,12 @@
 #include <memory>
 
 #include "fusewright/cpu/kernels.h"
+#include "fusewright/cpu/pair_order.h"
 #include "normalization_params.h"
 #include "parallel.h"
 
 namespace fusewright::ops {
 namespace {
-
-// Plain normalisation of bfloat16 takes elements in pair order; the fused addition works on float32 rows.
-bool takes_pair_order(DataType dtype, bool fused_residual) { return dtype == DataType::bfloat16 && !fused_residual; }
 
 int64_t whole_blocks(const CpuKernels& kernels, int64_t columns) {
   return (columns + kernels.parameter_block - 1) / kernels.parameter_block;
@@ -43,7 +41,7 @@ class FloatParameter {
 void run_forward(const NormForwardParams& params) {
   if (params.rows == 0 || params.columns == 0) return;
   const CpuKernels& kernels = cpu_kernels();
-  const bool pair_order = takes_pair_order(params.input.dtype, params.residual.data != nullptr);
+  const bool pair_order = takes_pair_order(params);
   const FloatParameter weight(kernels, params.weight, params.columns, params.weight_offset, pair_order);
   const FloatParameter bias(kernels, params.bias, params.columns, 0.0f, pair_order);
   parallel_rows(params.rows, params.columns, [&](int64_t begin, int64_t end) {
@@ -59,7 +57,7 @@ constexpr int64_t least_rows_per_chunk = 16;
 void run_backward(const NormBackwardParams& params) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t columns = params.columns;
-  const bool pair_order = takes_pair_order(params.stream.dtype, params.fused_residual);
+  const bool pair_order = takes_pair_order(params);
   const int64_t rows_per_chunk = std::max(least_rows_per_chunk, (params.rows + most_chunks - 1) / most_chunks);
   const int64_t chunks = (params.rows + rows_per_chunk - 1) / rows_per_chunk;
   const int64_t blocks = whole_blocks(kernels, columns), sums_stride = blocks * kernels.parameter_block;

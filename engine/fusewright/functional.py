@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fusewright_kernels.attention import op as _attention
 from fusewright_kernels.normalization import op as _normalization
 from fusewright_kernels.softmax import op as _softmax
 
@@ -160,3 +161,101 @@ def softmax(
     Source: torch.nn.functional.softmax.
     """
     return _softmax.softmax(input, dim, dtype, out=out, backend=backend)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    window: int | Sequence[int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    pattern: _attention.Pattern | None = None,
+    causal_alignment: str = "top_left",
+    return_lse: bool = False,
+    seed: int | Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``softmax(scale * query key^T + biases) value`` without ever holding the (T, S) matrix.
+
+    A call of ``torch.nn.functional.scaled_dot_product_attention`` works unchanged. Sums and statistics are float32;
+    rows that see no key give 0; a masked key or value reaches nothing, whatever it holds. All keywords combine, and
+    all but ``alibi_slopes`` have gradients.
+
+    Args:
+        query: (..., H, T, D), float32, bfloat16, float16 or float64 (float64 by the plain formula).
+        key: (..., HK, S, D), query's dtype. Leading dimensions broadcast.
+        value: (..., HK, S, DV), query's dtype; DV may differ from D.
+        attn_mask: broadcasts to (..., H, T, S): bool, True takes part, or floating, added to the logits; not together
+            with ``is_causal``. A floating mask gets a gradient in its own shape.
+        dropout_p: probability in [0, 1] with which a weight is dropped; the others are scaled by 1 / (1 - dropout_p).
+        is_causal: query i sees keys up to i (up to i + S - T with ``causal_alignment="bottom_right"``).
+        scale: factor of the products, by default 1 / sqrt(D).
+        enable_gqa: H may be a multiple of HK: query head h meets key head h // (H / HK).
+        window: (left, right): a query sees that many keys before and behind the one it is aligned with, -1 is no limit;
+            an int is both.
+        softcap: logits become ``softcap * tanh(logit / softcap)``, before biases.
+        alibi_slopes: (H,) or (B, H): adds ``-slope * |j - i|``, counted from the key that query i is aligned with.
+        sinks: (H,): one more logit per head that takes part in the softmax and has no value.
+        pattern: blocks of queries and keys that take part, see :mod:`fusewright.patterns`.
+        causal_alignment: ``"top_left"`` or ``"bottom_right"``: where query 0 stands where T differs from S.
+        return_lse: also return the log-sum-exp of the logits (..., H, T), float32, sink included, -inf without a key.
+        seed: of dropout, an int or an int64 tensor of one element; None draws one from torch's default generator.
+
+    Returns:
+        (..., H, T, DV) in query's dtype, in memory as (..., T, H, DV) if query is; with ``return_lse`` a pair.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Dao, "FlashAttention-2", 2023.
+    """
+    return _attention.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+        window, softcap, alibi_slopes, sinks, pattern, causal_alignment, return_lse, seed, backend,
+    )  # fmt: skip
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    window: int | Sequence[int] | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    causal_alignment: str = "top_left",
+    return_lse: bool = False,
+    seed: int | Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention within each of several sequences packed one behind the other, without padding.
+
+    Args:
+        query: (total T, H, D); rows behind the last sequence give 0.
+        key, value: (total S, HK, D) and (total S, HK, DV), H a multiple of HK.
+        cu_seqlens_q: (sequences + 1,) int32 or int64: sequence n holds rows [cu[n], cu[n + 1]) of ``query``.
+        cu_seqlens_k: likewise for key and value.
+        max_seqlen_q, max_seqlen_k: accepted for calls written for other libraries; nothing depends on them.
+
+    The other arguments, and the errors, are those of :func:`scaled_dot_product_attention`, for each sequence.
+
+    Returns:
+        (total T, H, DV); with ``return_lse`` also the log-sum-exp (H, total T).
+    """
+    return _attention.varlen_attention(
+        query, key, value, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale,
+        window, softcap, alibi_slopes, sinks, causal_alignment, return_lse, seed, backend,
+    )  # fmt: skip

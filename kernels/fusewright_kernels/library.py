@@ -9,7 +9,8 @@ Reference formulas and Triton kernels attach from Python; compiled kernels attac
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -190,4 +191,79 @@ _define(
     "softmax_backward",
     "(Tensor grad_output, Tensor output, int dim, ScalarType input_dtype) -> Tensor",
     lambda grad_output, output, dim, input_dtype: _contiguous_like(output, input_dtype),
+)
+
+# attention: softmax(cap(scale * query key^T) + biases) value. query (B, H, T, D), key (B, HK, S, D), value (B, HK, S, DV)
+# with unit last strides, HK dividing H: query head h meets key head h // (H / HK). cap(x) = softcap * tanh(x / softcap),
+# or x where softcap is 0.
+#   mask          bool (True takes part) or additive, 4-D, each size 1 or that of (B, H, T, S)
+#   block_mask    bool (1 or H, ceil(T / block_size), ceil(S / block_size)): which blocks of pairs take part
+#   alibi_slopes  float32 (1 or B, H): adds -slope * |relative position|
+#   sinks         (H,): a logit per head that takes part in the softmax and has no value
+#   seed          int64 (1,) for dropout: element (b, h, i, j) is column j of row (b * H + h) * T + i of philox.keep_mask
+#   cu_seqlens_*  int32 or int64 (sequences + 1,): with B = 1, rows [cu[n], cu[n + 1]) are sequence n; rows behind the
+#                 last give 0. Positions count from the start of each sequence.
+#   window_*      key j takes part for query i if -left <= j - i - shift <= right, -1 is no limit; shift is S - T of the
+#                 sequence if bottom_right, else 0. Causal is right = 0.
+# statistics (2, B, H, T) float32 (float64 for a float64 query): a reference r of the row's logits (their maximum or near it; -inf without any key) and
+# the sum of exp(logit - r), the sink's included. Two numbers and not their log-sum-exp, because in float32 a row of
+# logits near -1e9 would lose the logarithm of the sum, and its gradients with it.
+
+
+def in_layout_of(tensor: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Empty (B, H, T, D) of ``sizes``, in memory as (B, T, H, D) if ``tensor`` is, else contiguous."""
+    batch, heads, length, width = sizes
+    if tensor.ndim == 4 and tensor.stride(1) < tensor.stride(2):
+        return tensor.new_empty((batch, length, heads, width)).transpose(1, 2)
+    return tensor.new_empty((batch, heads, length, width))
+
+
+_ATTENTION_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor? block_mask, Tensor? alibi_slopes, Tensor? sinks,"
+    " Tensor? seed, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, int block_size, float scale, float softcap,"
+    " float dropout_p, int window_left, int window_right, bool bottom_right"
+)
+
+
+def _attention_forward_fake(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return (
+        in_layout_of(query, (*query.shape[:3], value.shape[3])),
+        query.new_empty((2, *query.shape[:3]), dtype=torch.promote_types(query.dtype, torch.float32)),
+    )
+
+
+_define("attention_forward", f"({_ATTENTION_INPUTS}) -> (Tensor output, Tensor statistics)", _attention_forward_fake)
+
+
+def _attention_backward_fake(
+    grad_output: Tensor,
+    grad_lse: Tensor | None,
+    output: Tensor,
+    statistics: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    block_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    sinks: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    need_query, need_key, need_value, need_mask, need_sinks = arguments[-5:]
+    nothing = query.new_empty((0,))
+    return (
+        in_layout_of(query, query.shape) if need_query else nothing,
+        in_layout_of(key, key.shape) if need_key else nothing,
+        in_layout_of(value, value.shape) if need_value else nothing,
+        nothing if mask is None or not need_mask else _contiguous_like(mask),
+        nothing if sinks is None or not need_sinks else _contiguous_like(sinks),
+    )
+
+
+_define(
+    "attention_backward",
+    f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor statistics, {_ATTENTION_INPUTS}, bool need_query,"
+    " bool need_key, bool need_value, bool need_mask, bool need_sinks)"
+    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask, Tensor grad_sinks)",
+    _attention_backward_fake,
 )

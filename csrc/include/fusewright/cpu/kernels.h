@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "fusewright/attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/softmax.h"
 
@@ -33,6 +34,24 @@ struct CpuKernels {
 
   void (*softmax_forward)(const SoftmaxForwardParams& params, int64_t begin, int64_t end);
   void (*softmax_backward)(const SoftmaxBackwardParams& params, int64_t begin, int64_t end);
+
+  // Bytes of scratch, aligned to 64, that a task of up to `queries` queries takes.
+  int64_t (*attention_forward_scratch)(const AttentionForwardParams& params, int64_t queries);
+  void (*attention_forward)(const AttentionForwardParams& params, const AttentionSequence& sequence,
+                            const AttentionForwardTask& task, void* scratch);
+
+  // Sums over the keys of a sequence have rows of this many float32.
+  int64_t (*attention_sum_columns)(int64_t width);
+  int64_t (*attention_backward_scratch)(const AttentionBackwardParams& params);
+  void (*attention_backward)(const AttentionBackwardParams& params, const AttentionSequence& sequence,
+                             const AttentionBackwardTask& task, void* scratch);
+  // Adds `parts` sums of keys and of values, each a stride behind the other, in order, and writes both gradients.
+  void (*attention_backward_reduce)(const AttentionBackwardParams& params, const AttentionSequence& sequence,
+                                    int64_t key_head, const float* key_sums, const float* value_sums, int64_t parts,
+                                    int64_t key_part_stride, int64_t value_part_stride);
+
+  int64_t (*attention_mask_gradient_scratch)(const AttentionBackwardParams& params);
+  void (*attention_mask_gradient)(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
 };
 
 }  // namespace fusewright

@@ -1,6 +1,7 @@
 // Declarations of the kernels that make up one instruction set's table.
 #pragma once
 
+#include "fusewright/attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/softmax.h"
 
@@ -14,5 +15,17 @@ void norm_backward_reduce(const float* partial_sums, int64_t chunks, int64_t col
                           const RowView& gradient, int64_t begin, int64_t end);
 void softmax_forward(const SoftmaxForwardParams& params, int64_t begin, int64_t end);
 void softmax_backward(const SoftmaxBackwardParams& params, int64_t begin, int64_t end);
+int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries);
+void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
+                       const AttentionForwardTask& task, void* scratch);
+int64_t attention_sum_columns(int64_t width);
+int64_t attention_backward_scratch(const AttentionBackwardParams& params);
+void attention_backward(const AttentionBackwardParams& params, const AttentionSequence& sequence,
+                        const AttentionBackwardTask& task, void* scratch);
+void attention_backward_reduce(const AttentionBackwardParams& params, const AttentionSequence& sequence,
+                               int64_t key_head, const float* key_sums, const float* value_sums, int64_t parts,
+                               int64_t key_part_stride, int64_t value_part_stride);
+int64_t attention_mask_gradient_scratch(const AttentionBackwardParams& params);
+void attention_mask_gradient(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -1,0 +1,290 @@
+// Exact attention, forward: online softmax with queries in vector lanes.
+//
+//   output[i] = sum_j exp(logit[i][j] - r[i]) value[j] / total[i],   total[i] = sum_j exp(logit[i][j] - r[i])
+//
+// Scores are formed as key query^T and the output as value^T weights, both with queries in lanes: maximum, exponential
+// and sum of a row are plain vector operations without a reduction across lanes, and keys and values are read where
+// they lie. Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao, "FlashAttention-2", 2023.
+
+#include "fusewright/cpu/attention/dropout.h"
+#include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/rows.h"
+#include "fusewright/cpu/tables.h"
+
+namespace fusewright::FUSEWRIGHT_ISA {
+namespace {
+
+// The reference r of a row follows its maximum only when that has grown by more than this many powers of two, so that
+// the sums seldom have to be rescaled; weights then reach 2^8 and their sums stay far from overflow.
+constexpr float lazy_growth = 8.0f;
+
+// Running state of one block of queries, one lane each.
+struct Softmax {
+  float* maximum;  // r, in units of the scores
+  float* total;
+  float* output;  // DV by lanes
+  bool started = false;
+};
+
+// Lanes of one block's queries that take part in arithmetic.
+inline int64_t lane_count(const Block& block) { return whole_vectors(block.queries); }
+
+// Moves r where the maximum outgrew it.
+inline void update_maximum(const Block& block, const float* scores, Exponent exponent, int64_t value_width,
+                           Softmax& state) {
+  for (int64_t v = 0; v < lane_count(block); v += lanes) {
+    Float largest = load(scores + v);
+    for (int64_t k = 1; k < block.keys; ++k) largest = maximum(load(scores + k * query_block + v), largest);
+    const Float old = load(state.maximum + v);
+    const Int grown = (largest - old) * exponent.unit > lazy_growth;
+    if (sum_lanes(select(grown, broadcast(1.0f), Float{})) == 0.0f) continue;
+    const Float now = select(grown, largest, old);
+    store(state.maximum + v, now);
+    if (!state.started) continue;
+    const Float factor =
+        select(grown, exp2_clamped<true>(exponent.shift(old) - exponent.shift(now)), broadcast(1.0f));
+    store(state.total + v, load(state.total + v) * factor);
+    for (int64_t i = 0; i < value_width; ++i) {
+      float* sums = state.output + i * query_block + v;
+      store(sums, load(sums) * factor);
+    }
+  }
+}
+
+// Weights exp(logit - r) of a block, added up and stored as the right operand of the product with the values.
+template <class T>
+inline void weigh(const Block& block, const float* scores, Exponent exponent, bool masked, const float* dropout,
+                  Softmax& state, float* weights) {
+  constexpr bool precise = is_float<T>;
+  for (int64_t v = 0; v < lane_count(block); v += lanes) {
+    const Float shift = exponent.shift(load(state.maximum + v));
+    Float sum{};
+    const auto weight = [&](int64_t k) {
+      const Float score = load(scores + k * query_block + v);
+      Float w = exp2_clamped<precise>(score * exponent.unit - shift);
+      if (masked) w = select(score == negative_infinity, Float{}, w);
+      sum += w;
+      return dropout == nullptr ? w : w * load(dropout + k * query_block + v);
+    };
+    if constexpr (in_pairs<T>) {
+      for (int64_t k = 0; k < block.keys; k += 2) {
+        const Float first = weight(k);
+        const Float second = k + 1 < block.keys ? weight(k + 1) : Float{};
+        store_pair(reinterpret_cast<BFloat16*>(weights + k / 2 * query_block + v), Pair{first, second});
+      }
+    } else {
+      for (int64_t k = 0; k < block.keys; ++k) store(weights + k * query_block + v, weight(k));
+    }
+    store(state.total + v, load(state.total + v) + sum);
+  }
+}
+
+// output += value^T weights, leaving out pairs whose weight is zero: there a value may be NaN or infinite.
+template <class T>
+void add_values_that_take_part(const Block& block, const Rows<T>& values, const float* weights, float* output) {
+  for (int64_t k = 0; k < block.keys; ++k) {
+    for (int64_t r = 0; r < block.queries; ++r) {
+      float weight;
+      if constexpr (in_pairs<T>) {
+        const auto* pairs = reinterpret_cast<const BFloat16*>(weights + k / 2 * query_block);
+        weight = element(pairs + 2 * r + k % 2);
+      } else {
+        weight = weights[k * query_block + r];
+      }
+      if (weight == 0.0f) continue;
+      for (int64_t i = 0; i < values.width; ++i) {
+        output[i * query_block + r] += weight * element(values.row(k) + i);
+      }
+    }
+  }
+}
+
+// Scratch of one task, by pointers into one allocation.
+struct Buffers {
+  float* queries;  // each block's words of D by lanes
+  float* states;   // each block's maximum, total and output
+  float* scores;
+  float* weights;
+  float* additive;
+  float* dropout;
+  void* keys;
+  void* values;
+};
+
+template <class T>
+int64_t layout(const AttentionForwardParams& params, int64_t blocks, char* base, Buffers* buffers) {
+  int64_t used = 0;
+  const auto take = [&](int64_t bytes) {
+    char* begin = base + used;
+    used += (bytes + 63) / 64 * 64;
+    return begin;
+  };
+  constexpr int64_t block_bytes = query_block * key_block * sizeof(float);
+  Buffers result;
+  result.queries = reinterpret_cast<float*>(take(blocks * words<T>(params.width) * query_block * sizeof(float)));
+  result.states = reinterpret_cast<float*>(take(blocks * (2 + params.value_width) * query_block * sizeof(float)));
+  result.scores = reinterpret_cast<float*>(take(block_bytes));
+  result.weights = in_pairs<T> ? reinterpret_cast<float*>(take(block_bytes / 2)) : result.scores;
+  result.additive = reinterpret_cast<float*>(take(params.mask.kind == MaskKind::additive ? block_bytes : 0));
+  result.dropout = reinterpret_cast<float*>(take(params.keep_threshold > 0 ? block_bytes : 0));
+  result.keys = take(left_scratch_bytes<T>(params.width));
+  result.values = take(left_scratch_bytes<T>(params.value_width));
+  *buffers = result;
+  return used;
+}
+
+template <class T>
+class Forward {
+ public:
+  Forward(const AttentionForwardParams& params, const AttentionSequence& sequence, const AttentionForwardTask& task,
+          void* scratch)
+      : params_(params), sequence_(sequence), task_(task), key_head_(task.head / (params.heads / params.key_heads)), exponent_(params) {
+    layout<T>(params, blocks(task.count), static_cast<char*>(scratch), &buffers_);
+  }
+
+  static int64_t blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
+
+  void run() {
+    for (int64_t b = 0; b < blocks(task_.count); ++b) begin_block(b);
+    const KeyRange range =
+        keys_in_window(params_, task_.first, task_.count, sequence_.key_count, sequence_.shift);
+    for (int64_t key = range.begin / key_block * key_block; key < range.end; key += key_block) visit_keys(key);
+    for (int64_t b = 0; b < blocks(task_.count); ++b) finish_block(b);
+  }
+
+ private:
+  Block block_at(int64_t b, int64_t key) const {
+    const int64_t query = task_.first + b * query_block;
+    const int64_t queries = task_.first + task_.count - query;
+    const int64_t keys = sequence_.key_count - key;
+    return {sequence_.batch, task_.head, query, queries < query_block ? queries : query_block,
+            key, keys < key_block ? keys : key_block, sequence_.shift};
+  }
+
+  float* packed_queries(int64_t b) const { return buffers_.queries + b * words<T>(params_.width) * query_block; }
+
+  Softmax state(int64_t b) const {
+    float* first = buffers_.states + b * (2 + params_.value_width) * query_block;
+    return {first, first + query_block, first + 2 * query_block, started_[b]};
+  }
+
+  void begin_block(int64_t b) {
+    const Block block = block_at(b, 0);
+    pack_rows_as_lanes(packed_queries(b),
+                       rows(params_.query, task_.head, sequence_.query_begin + block.query, block.queries, params_.width));
+    const Softmax fresh = state(b);
+    for (int64_t r = 0; r < query_block; ++r) {
+      fresh.maximum[r] = negative_infinity;
+      fresh.total[r] = 0.0f;
+    }
+    started_[b] = false;
+  }
+
+  Rows<T> rows(const HeadsView& view, int64_t head, int64_t first, int64_t count, int64_t width) const {
+    return {static_cast<const T*>(view.data) + view.offset(sequence_.batch, head, first), view.row_stride, count, width};
+  }
+
+  void visit_keys(int64_t key) {
+    const int64_t rest = sequence_.key_count - key;
+    const int64_t count = rest < key_block ? rest : key_block;
+    const Rows<T> keys = rows(params_.key, key_head_, sequence_.key_begin + key, count, params_.width);
+    const Rows<T> values = rows(params_.value, key_head_, sequence_.key_begin + key, count, params_.value_width);
+    LeftOperand left_keys{}, left_values{};
+    bool prepared = false;
+    for (int64_t b = 0; b < blocks(task_.count); ++b) {
+      const Block block = block_at(b, key);
+      const Visibility visible = visibility(params_, block);
+      if (visible.together() == Visible::none) continue;
+      const bool additive = params_.mask.kind == MaskKind::additive;
+      if (additive && !read_additive_mask(params_.mask, block, buffers_.additive)) continue;
+      if (!prepared) {
+        left_keys = left_rows(keys, buffers_.keys);
+        left_values = left_columns(values, buffers_.values);
+        prepared = true;
+      }
+      const bool partial = visible.together() == Visible::some || additive;
+      visit(b, block, visible, partial, left_keys, left_values, values);
+    }
+  }
+
+  void visit(int64_t b, const Block& block, const Visibility& visible, bool partial, LeftOperand keys,
+             LeftOperand left_values, const Rows<T>& values) {
+    using Word = typename Multiplied<T>::Word;
+    const int64_t columns = lane_count(block);
+    Softmax softmax = state(b);
+    product<Word>(block.keys, columns, words<T>(params_.width), keys, {packed_queries(b), query_block},
+                  {buffers_.scores, query_block}, false);
+    if (exponent_.of_logits) {
+      const float* additive = params_.mask.kind == MaskKind::additive ? buffers_.additive : nullptr;
+      add_biases(params_, block, additive, buffers_.scores, nullptr);
+    }
+    if (partial) mask_scores(params_, block, visible, buffers_.scores);
+    update_maximum(block, buffers_.scores, exponent_, params_.value_width, softmax);
+    const bool drop = params_.keep_threshold > 0;
+    if (drop) dropout_factors(params_, sequence_, block, buffers_.dropout);
+    weigh<T>(block, buffers_.scores, exponent_, partial, drop ? buffers_.dropout : nullptr, softmax, buffers_.weights);
+    if ((partial || drop) && !all_finite(values)) {
+      if (!softmax.started) memset(softmax.output, 0, params_.value_width * query_block * sizeof(float));
+      add_values_that_take_part(block, values, buffers_.weights, softmax.output);
+    } else {
+      product<Word>(params_.value_width, columns, words<T>(block.keys), left_values, {buffers_.weights, query_block},
+                    {softmax.output, query_block}, softmax.started);
+    }
+    started_[b] = true;
+  }
+
+  void finish_block(int64_t b) {
+    const Block block = block_at(b, 0);
+    const Softmax softmax = state(b);
+    if (!softmax.started) memset(softmax.output, 0, params_.value_width * query_block * sizeof(float));
+    float scale[query_block];
+    const int64_t first_row = sequence_.query_begin + block.query;
+    const int64_t statistics = (sequence_.batch * params_.heads + task_.head) * params_.queries + first_row;
+    for (int64_t r = 0; r < block.queries; ++r) {
+      float reference = softmax.maximum[r] * exponent_.to_natural, total = softmax.total[r], factor = 1.0f;
+      if (params_.sinks != nullptr) include_sink(params_.sinks[task_.head], reference, total, factor);
+      scale[r] = total == 0.0f ? 0.0f : factor / total;
+      params_.maximum[statistics + r] = reference;
+      params_.total[statistics + r] = total;
+    }
+    T* output = static_cast<T*>(params_.output.data) + params_.output.offset(sequence_.batch, task_.head, first_row);
+    write_lanes_as_rows(output, params_.output.row_stride, block.queries, params_.value_width, softmax.output, scale);
+  }
+
+  // The sink takes part in the total and has no value. `factor` is what the sums so far are multiplied by.
+  static void include_sink(float sink, float& reference, float& total, float& factor) {
+    const float larger = sink > reference ? sink : reference;
+    if (larger == negative_infinity) return;
+    const auto exp = [](float x) { return exp2_clamped<true>(broadcast(x * log2_e))[0]; };
+    factor = reference == negative_infinity ? 0.0f : exp(reference - larger);
+    total = total * factor + (sink == negative_infinity ? 0.0f : exp(sink - larger));
+    reference = larger;
+  }
+
+  const AttentionForwardParams& params_;
+  const AttentionSequence& sequence_;
+  const AttentionForwardTask& task_;
+  const int64_t key_head_;
+  Buffers buffers_;
+  const Exponent exponent_;
+  bool started_[attention_queries_per_task / attention_query_block];
+};
+
+}  // namespace
+
+int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries) {
+  int64_t bytes = 0;
+  with_type(params.dtype, [&](auto element) {
+    using T = decltype(element);
+    Buffers buffers;
+    bytes = layout<T>(params, Forward<T>::blocks(queries), nullptr, &buffers);
+  });
+  return bytes;
+}
+
+void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
+                       const AttentionForwardTask& task, void* scratch) {
+  with_type(params.dtype, [&](auto element) { Forward<decltype(element)>(params, sequence, task, scratch).run(); });
+}
+
+}  // namespace fusewright::FUSEWRIGHT_ISA

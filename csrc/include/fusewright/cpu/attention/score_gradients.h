@@ -1,0 +1,177 @@
+// The middle of attention's backward: the gradients of the scores of one block of queries and one of keys.
+//
+//   p = exp(logit - r) / total, dp = grad_output value^T, delta = sum(grad_output * output) - grad_lse
+//   ds = p (dp - delta)
+#pragma once
+
+#include "fusewright/cpu/attention/dropout.h"
+#include "fusewright/cpu/attention/logits.h"
+
+namespace fusewright::FUSEWRIGHT_ISA {
+
+// Hands out pieces of one allocation, each aligned to 64 bytes; without one it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  void* bytes(int64_t count) {
+    char* begin = base_ + used_;
+    used_ += (count + 63) / 64 * 64;
+    return begin;
+  }
+  float* floats(int64_t count) { return static_cast<float*>(bytes(count * static_cast<int64_t>(sizeof(float)))); }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Lanes of four results at one key.
+struct ScoreGradient {
+  Float kept;         // the weight after dropout
+  Float with_logit;   // ds, the gradient of the logit behind cap and biases
+  Float with_score;   // ds times the derivative of the cap
+};
+
+template <class T>
+class ScoreGradients {
+ public:
+  using Word = typename Multiplied<T>::Word;
+
+  ScoreGradients(const AttentionBackwardParams& params, const AttentionSequence& sequence, Arena& arena)
+      : params_(params), sequence_(sequence), exponent_(params) {
+    constexpr int64_t block = query_block * key_block;
+    query_lanes_ = arena.floats(words<T>(params.width) * query_block);
+    grad_lanes_ = arena.floats(words<T>(params.value_width) * query_block);
+    scores_ = arena.floats(block);
+    grad_weights_ = arena.floats(block);
+    cap_slopes_ = params.softcap > 0 ? arena.floats(block) : nullptr;
+    additive_ = params.mask.kind == MaskKind::additive ? arena.floats(block) : nullptr;
+    dropout_ = params.keep_threshold > 0 ? arena.floats(block) : nullptr;
+    keys_scratch_ = arena.bytes(left_scratch_bytes<T>(params.width));
+    values_scratch_ = arena.bytes(left_scratch_bytes<T>(params.value_width));
+  }
+
+  Rows<T> query_rows(const Block& block) const {
+    return rows(params_.query, block.head, sequence_.query_begin + block.query, block.queries, params_.width);
+  }
+  Rows<T> grad_rows(const Block& block) const {
+    return rows(params_.grad_output, block.head, sequence_.query_begin + block.query, block.queries,
+                params_.value_width);
+  }
+  Rows<T> key_rows(const Block& block) const {
+    return rows(params_.key, key_head(block), sequence_.key_begin + block.key, block.keys, params_.width);
+  }
+  Rows<T> value_rows(const Block& block) const {
+    return rows(params_.value, key_head(block), sequence_.key_begin + block.key, block.keys, params_.value_width);
+  }
+
+  // To be called before the block's queries meet any keys.
+  void begin_queries(const Block& block) {
+    const Rows<T> grads = grad_rows(block);
+    pack_rows_as_lanes(query_lanes_, query_rows(block));
+    pack_rows_as_lanes(grad_lanes_, grads);
+    read_statistics(block, grads);
+  }
+
+  // Scores and gradients of the weights; false if no pair of the block takes part.
+  bool form_scores(const Block& block) {
+    const Visibility visible = visibility(params_, block);
+    if (visible.together() == Visible::none) return false;
+    if (additive_ != nullptr && !read_additive_mask(params_.mask, block, additive_)) return false;
+    masked_ = visible.together() == Visible::some || additive_ != nullptr;
+    const int64_t columns = whole_vectors(block.queries);
+    product<Word>(block.keys, columns, words<T>(params_.width), left_rows(key_rows(block), keys_scratch_),
+                  {query_lanes_, query_block}, {scores_, query_block}, false);
+    if (exponent_.of_logits) add_biases(params_, block, additive_, scores_, cap_slopes_);
+    if (masked_) mask_scores(params_, block, visible, scores_);
+    product<Word>(block.keys, columns, words<T>(params_.value_width), left_rows(value_rows(block), values_scratch_),
+                  {grad_lanes_, query_block}, {grad_weights_, query_block}, false);
+    if (dropout_ != nullptr) dropout_factors(params_, sequence_, block, dropout_);
+    return true;
+  }
+
+  // Whether some weight of the block may be zero because its pair takes no part.
+  bool partial() const { return masked_ || dropout_ != nullptr; }
+
+  // Gradients at key k of the block and the lanes from v, as the lambda that visits them gets by calling `at(k)`.
+  template <class Visit>
+  void for_each_vector(const Block& block, Visit visit) const {
+    for (int64_t v = 0; v < whole_vectors(block.queries); v += lanes) {
+      const Float shift = load(shift_ + v), inverse_total = load(inverse_total_ + v), delta = load(delta_ + v);
+      visit(v, [&](int64_t k) { return gradient(k * query_block + v, shift, inverse_total, delta); });
+    }
+  }
+
+ private:
+  int64_t key_head(const Block& block) const { return block.head / (params_.heads / params_.key_heads); }
+
+  Rows<T> rows(const HeadsView& view, int64_t head, int64_t first, int64_t count, int64_t width) const {
+    return {static_cast<const T*>(view.data) + view.offset(sequence_.batch, head, first), view.row_stride, count, width};
+  }
+
+  ScoreGradient gradient(int64_t at, Float shift, Float inverse_total, Float delta) const {
+    const Float score = load(scores_ + at);
+    const Float p = exp2_clamped<is_float<T>>(score * exponent_.unit - shift) * inverse_total;
+    ScoreGradient result{p, load(grad_weights_ + at), {}};
+    if (dropout_ != nullptr) {
+      const Float factor = load(dropout_ + at);
+      result.kept = p * factor;
+      result.with_logit = select(factor == 0.0f, Float{}, result.with_logit * factor);
+    }
+    result.with_logit = p * (result.with_logit - delta);
+    if (masked_) {
+      const Int hidden = score == negative_infinity;
+      result.kept = select(hidden, Float{}, result.kept);
+      result.with_logit = select(hidden, Float{}, result.with_logit);
+    }
+    result.with_score = cap_slopes_ == nullptr ? result.with_logit : result.with_logit * load(cap_slopes_ + at);
+    return result;
+  }
+
+  // Lanes behind the last query get an inverse total of zero and so weigh nothing.
+  void read_statistics(const Block& block, const Rows<T>& grads) {
+    const int64_t first_row = sequence_.query_begin + block.query;
+    const int64_t at = (block.batch * params_.heads + block.head) * params_.queries + first_row;
+    const Rows<T> outputs = rows(params_.output, block.head, first_row, block.queries, params_.value_width);
+    for (int64_t r = 0; r < query_block; ++r) {
+      if (r >= block.queries) {
+        shift_[r] = inverse_total_[r] = delta_[r] = 0.0f;
+        continue;
+      }
+      const float reference = params_.maximum[at + r], total = params_.total[at + r];
+      // As Exponent::shift, on the stored reference, which is in units of the logits.
+      shift_[r] = reference == negative_infinity ? 0.0f : reference * log2_e;
+      inverse_total_[r] = total == 0.0f ? 0.0f : 1.0f / total;
+      delta_[r] = dot(grads.row(r), outputs.row(r), params_.value_width);
+      if (params_.grad_lse != nullptr) delta_[r] -= params_.grad_lse[at + r];
+      if (params_.grad_sink_rows != nullptr) {
+        const float sink = params_.sinks[block.head];
+        const Float weight = exp2_clamped<true>(broadcast(sink * log2_e - shift_[r]));
+        params_.grad_sink_rows[at + r] =
+            sink == negative_infinity ? 0.0f : -weight[0] * inverse_total_[r] * delta_[r];
+      }
+    }
+  }
+
+  static float dot(const T* a, const T* b, int64_t count) {
+    Float sum{};
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) sum += load(a + i) * load(b + i);
+    if (i < count) sum += load_partial(a + i, count - i) * load_partial(b + i, count - i);
+    return sum_lanes(sum);
+  }
+
+  const AttentionBackwardParams& params_;
+  const AttentionSequence& sequence_;
+  const Exponent exponent_;
+  float *query_lanes_, *grad_lanes_;      // words of D and of DV by lanes of queries
+  float *scores_, *grad_weights_;         // keys by lanes of queries, as the rest
+  float *cap_slopes_, *additive_, *dropout_;  // nullptr where absent
+  void *keys_scratch_, *values_scratch_;
+  bool masked_ = false;
+  float shift_[query_block], inverse_total_[query_block], delta_[query_block];
+};
+
+}  // namespace fusewright::FUSEWRIGHT_ISA

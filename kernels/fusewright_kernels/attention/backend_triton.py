@@ -1,0 +1,416 @@
+"""Launchers of the Triton attention kernels, one per op of ``library``; shapes and meanings are in its schemas.
+
+Which operands exist is told to a kernel by passing None, which Triton compiles away. No operand is made contiguous
+except a gradient of the output whose last dimension is strided, as that of a sum is: it is read once per tile.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusewright_kernels import library, philox
+from fusewright_kernels.attention import tiles
+from fusewright_kernels.attention.tiles import Tile
+from fusewright_kernels.dispatch import Call
+from fusewright_kernels.triton_support import (
+    DTYPES,
+    INTERPRETED,
+    LAUNCH_OPTIONS,
+    ceil_div,
+    launching_on,
+    unavailable_reason,
+)
+
+# Farther than any two positions lie apart, and twice it still fits 32 bits.
+_NO_LIMIT = 2**30
+# Shared memory that a program may have on GPUs that take the tiles of sm_90.
+_LARGE_SHARED_MEMORY = 227 * 1024
+_ROWS_BLOCK_M, _ROWS_WIDEST = 32, 128
+
+
+def refuse(call: Call) -> str | None:
+    """Why the kernels cannot serve ``call``, or None; they take any widths, lengths and strides, and bool masks."""
+    reason = unavailable_reason()
+    if reason is not None:
+        return reason
+    if call.device_type != "cuda" and not (INTERPRETED and call.device_type == "cpu"):
+        return f"Triton kernels run on CUDA tensors, not on {call.device_type}"
+    for dtype in call.dtypes:
+        if dtype.is_floating_point and dtype not in DTYPES:
+            return f"the Triton kernels have no {dtype}"
+    return None
+
+
+@functools.cache
+def _architecture(device: torch.device) -> int:
+    """Which column of the tile table ``device`` takes."""
+    if device.type != "cuda":
+        return 80
+    return 90 if torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= _LARGE_SHARED_MEMORY else 80
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The arguments that forward and backward have in common, in the order of the schema."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    block_mask: Tensor | None
+    alibi_slopes: Tensor | None
+    sinks: Tensor | None
+    seed: Tensor | None
+    cu_seqlens_q: Tensor | None
+    cu_seqlens_k: Tensor | None
+    block_size: int
+    scale: float
+    softcap: float
+    dropout_p: float
+    window_left: int
+    window_right: int
+    bottom_right: bool
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    @property
+    def additive(self) -> bool:
+        return self.mask is not None and self.mask.dtype is not torch.bool
+
+    @property
+    def unit(self) -> float:
+        """What one natural unit of a logit is in the kernels', see ``triton_primitives``."""
+        return 1.0 if self.additive else math.log2(math.e)
+
+    def tile(self, table: Any) -> Tile:
+        architecture = _architecture(self.query.device)
+        return table(self.query.itemsize, self.query.shape[3], self.value.shape[3], architecture)
+
+    def operands(self) -> dict[str, Any]:
+        """Tensors, sizes and scalars that every kernel takes under one name."""
+        query, key, value, sequences = self.query, self.key, self.value, self.cu_seqlens_q
+        dropout = self.seed is not None and self.dropout_p > 0.0
+        n_sequences = 0 if sequences is None else sequences.numel() - 1
+        return {
+            "p_query": query,
+            "p_key": key,
+            "p_value": value,
+            "p_seed": self.seed if dropout else None,
+            "p_cu_seqlens_q": self.cu_seqlens_q,
+            "p_cu_seqlens_k": self.cu_seqlens_k,
+            "p_alibi_slopes": self.alibi_slopes,
+            **_strides("query", query, "bht"),
+            **_strides("key", key, "bhs"),
+            **_strides("value", value, "bhs"),
+            **self._mask_operands(),
+            **_alibi_strides(self.alibi_slopes, query),
+            "H": query.shape[1],
+            "T": query.shape[2],
+            "S": key.shape[2],
+            "D": query.shape[3],
+            "DV": value.shape[3],
+            "GROUP": self.group,
+            "n_sequences": n_sequences,
+            "n_steps": n_sequences.bit_length(),
+            "before": _limit(self.window_left),
+            "after": _limit(self.window_right),
+            "scale": self.scale / self.softcap if self.softcap > 0.0 else self.scale * self.unit,
+            "softcap": self.softcap * self.unit,
+            "keep_threshold": philox.keep_threshold(self.dropout_p),
+            "keep_scale": _keep_scale(self.dropout_p) if dropout else 1.0,
+            "SOFTCAP": self.softcap > 0.0,
+            "BOTTOM_RIGHT": self.bottom_right,
+        }
+
+    def _mask_operands(self) -> dict[str, Any]:
+        if self.mask is None:
+            return {"p_mask": None, **dict.fromkeys((f"stride_mask_{axis}" for axis in "bhts"), 0)}
+        mask = self.mask if self.additive else self.mask.view(torch.uint8)
+        return {"p_mask": mask, **_strides("mask", mask.expand(*self.query.shape[:3], self.key.shape[2]), "bhts")}
+
+    def sweep_operands(self, tile: Tile, *, keys_own: bool) -> dict[str, Any]:
+        """What the kernels take that sweep over the other side's tiles; ``keys_own``: each program owns keys."""
+        limited = self.window_left >= 0 or self.window_right >= 0 or self.cu_seqlens_q is not None
+        always_masked = self.mask is not None or self.block_mask is not None
+        return {
+            **self._block_mask_operands(tile, keys_own),
+            "ADDITIVE": self.additive,
+            "ALWAYS_MASKED": always_masked,
+            "UNEVEN": always_masked or limited,
+        }
+
+    def _block_mask_operands(self, tile: Tile, keys_own: bool) -> dict[str, Any]:
+        if self.block_mask is None:
+            absent = dict.fromkeys(("p_block_mask", "p_tile_counts", "p_tile_lists"))
+            return {**absent, "block_size": 1, "n_block_columns": 0, "n_tile_rows": 0, "stride_block_h": 0,
+                    "stride_list_h": 0}  # fmt: skip
+        visited = self._visited_tiles(tile)
+        visited = visited.mT if keys_own else visited
+        per_head = self.block_mask.shape[0] > 1
+        blocks_hold_tiles = self.block_size % tile.block_m == 0 and self.block_size % tile.block_n == 0
+        return {
+            **self.element_block_mask(),
+            **({"p_block_mask": None} if blocks_hold_tiles else {}),
+            "p_tile_counts": visited.sum(-1, dtype=torch.int32).contiguous(),
+            "p_tile_lists": torch.sort(visited.to(torch.uint8), dim=-1, descending=True, stable=True)
+            .indices.to(torch.int32)
+            .contiguous(),
+            "n_tile_rows": visited.shape[2],
+            "stride_list_h": visited.shape[1] if per_head else 0,
+        }
+
+    def element_block_mask(self) -> dict[str, Any]:
+        if self.block_mask is None:
+            return {"p_block_mask": None, "block_size": 1, "n_block_columns": 0, "stride_block_h": 0}
+        blocks = self.block_mask.contiguous()
+        return {
+            "p_block_mask": blocks.view(torch.uint8),
+            "block_size": self.block_size,
+            "n_block_columns": blocks.shape[2],
+            "stride_block_h": blocks.stride(0) if blocks.shape[0] > 1 else 0,
+        }
+
+    def _visited_tiles(self, tile: Tile) -> Tensor:
+        """Bool (1 or H, tiles of queries, tiles of keys): which of them hold a pair that may meet."""
+        assert self.block_mask is not None
+        lengths, device = (self.query.shape[2], self.key.shape[2]), self.query.device
+        (top, bottom), (left, right) = (
+            _first_and_last(length, block, device)
+            for length, block in zip(lengths, (tile.block_m, tile.block_n), strict=True)
+        )
+        # Visible blocks above and to the left of each corner; a tile's own are a difference of four.
+        counts = torch.nn.functional.pad(self.block_mask.to(torch.int32).cumsum(1).cumsum(2), (1, 0, 1, 0))
+        first_row, last_row = top // self.block_size, bottom // self.block_size + 1
+        first_column, last_column = left // self.block_size, right // self.block_size + 1
+        rows = counts[:, last_row] - counts[:, first_row]
+        visited = rows[:, :, last_column] > rows[:, :, first_column]
+        if self.cu_seqlens_q is not None:
+            return visited
+        shift = lengths[1] - lengths[0] if self.bottom_right else 0
+        nearest = left[None, :] - bottom[:, None] - shift <= _limit(self.window_right)
+        farthest = right[None, :] - top[:, None] - shift >= -_limit(self.window_left)
+        return visited & nearest & farthest
+
+
+def _first_and_last(length: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and last position of each tile."""
+    first = torch.arange(0, length, block, device=device)
+    return first, (first + block).clamp(max=length) - 1
+
+
+def _keep_scale(dropout_p: float) -> float:
+    return 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
+
+
+def _limit(window: int) -> int:
+    return _NO_LIMIT if window < 0 else min(window, _NO_LIMIT)
+
+
+def _strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
+    return {f"stride_{name}_{axis}": tensor.stride(dim) for dim, axis in enumerate(axes)}
+
+
+def _alibi_strides(alibi_slopes: Tensor | None, query: Tensor) -> dict[str, int]:
+    if alibi_slopes is None:
+        return {"stride_alibi_b": 0, "stride_alibi_h": 0}
+    return _strides("alibi", alibi_slopes.expand(query.shape[0], -1), "bh")
+
+
+def _blocks(tile: Tile) -> dict[str, Any]:
+    return {
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_D": tile.block_d,
+        "BLOCK_DV": tile.block_dv,
+        "num_warps": tile.num_warps,
+        "num_stages": tile.num_stages,
+        **LAUNCH_OPTIONS,
+    }
+
+
+def attention_forward(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    problem = _Problem(query, key, value, *arguments)
+    batch, heads, length, _ = query.shape
+    output = library.in_layout_of(query, (batch, heads, length, value.shape[3]))
+    statistics = query.new_empty((2, batch, heads, length), dtype=torch.float32)
+    if statistics.numel() == 0:
+        return output, statistics
+    from fusewright_kernels.attention import triton_kernels_forward as kernels
+
+    tile = problem.tile(tiles.forward_tile)
+    # Few queries would leave most rows of a block empty: then the heads that share a key head fill them.
+    packs = problem.group > 1 and length < tile.block_m and problem.block_mask is None
+    packed_heads = problem.group if packs else 1
+    row_blocks = ceil_div(length * packed_heads, tile.block_m)
+    chunks = max(ceil_div(value.shape[3], tile.block_dv), 1)
+    sinks = problem.sinks
+    with launching_on(query):
+        kernels.attention_forward_kernel[(batch * (heads // packed_heads) * row_blocks * chunks,)](
+            **problem.operands(),
+            **problem.sweep_operands(tile, keys_own=False),
+            p_sinks=sinks,
+            p_output=output,
+            p_statistics=statistics,
+            n_row_blocks=row_blocks,
+            **_strides("output", output, "bht"),
+            stride_sinks=0 if sinks is None else sinks.stride(0),
+            stride_statistics=statistics.stride(0),
+            PACKED_HEADS=packed_heads,
+            **_blocks(tile),
+        )
+    return output, statistics
+
+
+def attention_backward(
+    grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, statistics: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    *arguments, need_query, need_key, need_value, need_mask, need_sinks = arguments  # type: ignore[assignment]
+    problem = _Problem(*arguments)
+    query, mask, sinks = problem.query, problem.mask, problem.sinks
+    wanted = (need_query, need_key, need_value, need_mask and mask is not None, need_sinks and sinks is not None)
+    inputs = (query, problem.key, problem.value, mask, sinks)
+    gradients = [
+        _empty_gradient(input, in_layout=index < 3) if want and input is not None else query.new_empty((0,))
+        for index, (input, want) in enumerate(zip(inputs, wanted, strict=True))
+    ]
+    if statistics.numel() == 0:
+        return tuple(gradient.zero_() for gradient in gradients)
+    grad_output = grad_output if grad_output.stride(3) == 1 else grad_output.contiguous()
+    with launching_on(query):
+        rows = _row_numbers(problem, grad_output, grad_lse, output, statistics)
+        shared = {
+            **problem.operands(),
+            "p_rows": rows,
+            "p_grad_output": grad_output,
+            **_strides("grad", grad_output, "bht"),
+            "stride_rows": rows.stride(0),
+        }
+        if need_key or need_value:
+            _launch_key(problem, shared, *(gradients[index] if wanted[index] else None for index in (1, 2)))
+        if need_query:
+            _launch_query(problem, shared, gradients[0])
+        if wanted[3]:
+            _launch_mask(problem, shared, gradients[3])
+        if wanted[4]:
+            gradients[4].copy_(_sinks_gradient(problem, rows))
+    return tuple(gradients)
+
+
+def _empty_gradient(input: Tensor, in_layout: bool) -> Tensor:
+    return library.in_layout_of(input, input.shape) if in_layout else input.new_empty(input.shape)
+
+
+def _row_numbers(
+    problem: _Problem, grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, statistics: Tensor
+) -> Tensor:
+    """float32 (3, B, H, T): the logits' reference in the kernels' unit, 1 / sum, delta."""
+    from fusewright_kernels.attention import triton_kernels_backward as kernels
+
+    _, heads, length, width = output.shape
+    rows = statistics.new_empty((3, *statistics.shape[1:]))
+    output = output if output.stride(3) == 1 else output.contiguous()
+    n_rows = rows[0].numel()
+    kernels.attention_backward_rows_kernel[(ceil_div(n_rows, _ROWS_BLOCK_M),)](
+        p_grad_output=grad_output,
+        p_output=output,
+        p_statistics=statistics.contiguous(),
+        p_grad_lse=grad_lse,
+        p_rows=rows,
+        H=heads,
+        T=length,
+        n_rows=n_rows,
+        **_strides("grad", grad_output, "bht"),
+        **_strides("output", output, "bht"),
+        **(dict.fromkeys(("stride_lse_b", "stride_lse_h", "stride_lse_t"), 0) if grad_lse is None
+           else _strides("lse", grad_lse, "bht")),
+        DV=width,
+        ADDITIVE=problem.additive,
+        BLOCK_M=_ROWS_BLOCK_M,
+        BLOCK_DV=min(tiles.padded(width), _ROWS_WIDEST),
+        num_warps=4,
+        **LAUNCH_OPTIONS,
+    )  # fmt: skip
+    return rows
+
+
+def _launch_key(
+    problem: _Problem, shared: dict[str, Any], grad_key: Tensor | None, grad_value: Tensor | None
+) -> None:
+    from fusewright_kernels.attention import triton_kernels_backward as kernels
+
+    batch, key_heads, length, _ = problem.key.shape
+    tile = problem.tile(tiles.backward_key_tile)
+    blocks = ceil_div(length, tile.block_n)
+    chunks = max(ceil_div(problem.key.shape[3], tile.block_d), ceil_div(problem.value.shape[3], tile.block_dv))
+    programs = batch * key_heads * blocks * chunks
+    if programs == 0:
+        return
+    kernels.attention_backward_key_kernel[(programs,)](
+        **shared,
+        **problem.sweep_operands(tile, keys_own=True),
+        p_grad_key=grad_key,
+        p_grad_value=grad_value,
+        n_own_blocks=blocks,
+        **_strides("grad_key", problem.key if grad_key is None else grad_key, "bhs"),
+        **_strides("grad_value", problem.value if grad_value is None else grad_value, "bhs"),
+        key_scale=problem.scale,
+        **_blocks(tile),
+    )
+
+
+def _launch_query(problem: _Problem, shared: dict[str, Any], grad_query: Tensor) -> None:
+    from fusewright_kernels.attention import triton_kernels_backward_query as kernels
+
+    batch, heads, length, width = problem.query.shape
+    tile = problem.tile(tiles.backward_query_tile)
+    blocks = ceil_div(length, tile.block_m)
+    kernels.attention_backward_query_kernel[(batch * heads * blocks * ceil_div(width, tile.block_d),)](
+        **shared,
+        **problem.sweep_operands(tile, keys_own=False),
+        p_grad_query=grad_query,
+        n_own_blocks=blocks,
+        **_strides("grad_query", grad_query, "bht"),
+        key_scale=problem.scale,
+        **_blocks(tile),
+    )
+
+
+def _launch_mask(problem: _Problem, shared: dict[str, Any], grad_mask: Tensor) -> None:
+    from fusewright_kernels.attention import triton_kernels_backward_query as kernels
+
+    mask_b, mask_h, mask_t, mask_s = grad_mask.shape
+    tile = problem.tile(tiles.backward_query_tile)
+    programs = mask_b * mask_h * ceil_div(mask_t, tile.block_m) * ceil_div(mask_s, tile.block_n)
+    if programs == 0:
+        return
+    kernels.attention_backward_mask_kernel[(programs,)](
+        **shared,
+        **problem.element_block_mask(),
+        p_grad_mask=grad_mask,
+        B=problem.query.shape[0],
+        mask_b=mask_b,
+        mask_h=mask_h,
+        ONE_QUERY=mask_t == 1,
+        ONE_KEY=mask_s == 1,
+        **_blocks(tile),
+    )
+
+
+def _sinks_gradient(problem: _Problem, rows: Tensor) -> Tensor:
+    """-sum over rows of p_sink * delta; elementwise on three numbers a row, so a kernel would gain nothing."""
+    assert problem.sinks is not None
+    reference, inverse, delta = rows
+    exponent = problem.sinks.float()[:, None] * problem.unit - reference
+    weights = torch.exp(exponent) if problem.additive else torch.exp2(exponent)
+    return -(weights * inverse * delta).sum((0, 2))
+
+
+for _op in (attention_forward, attention_backward):
+    library.attach_triton(_op.__name__, _op, interpreted=INTERPRETED)

@@ -1,0 +1,128 @@
+"""What ``triton_compile_check`` compiles of the attention kernels: every tile, with no feature, causal, with every one.
+
+Imports only where Triton is installed.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from triton.compiler import ASTSource
+
+from fusewright_kernels.attention import tiles
+from fusewright_kernels.attention import triton_kernels_backward as backward
+from fusewright_kernels.attention import triton_kernels_backward_query as backward_query
+from fusewright_kernels.attention import triton_kernels_forward as forward
+from fusewright_kernels.attention.tiles import Tile
+
+# Optional operands, which a launch leaves out by passing None.
+_OPTIONAL = (
+    "p_mask", "p_block_mask", "p_tile_counts", "p_tile_lists", "p_alibi_slopes", "p_sinks", "p_seed",
+    "p_cu_seqlens_q", "p_cu_seqlens_k", "p_grad_lse",
+)  # fmt: skip
+_POINTERS = {
+    "p_block_mask": "*u8",
+    "p_tile_counts": "*i32",
+    "p_tile_lists": "*i32",
+    "p_alibi_slopes": "*fp32",
+    "p_seed": "*i64",
+    "p_cu_seqlens_q": "*i32",
+    "p_cu_seqlens_k": "*i32",
+    "p_statistics": "*fp32",
+    "p_grad_lse": "*fp32",
+    "p_rows": "*fp32",
+}
+_FLOATS = ("scale", "key_scale", "softcap", "keep_scale")
+
+
+class Features(NamedTuple):
+    """A combination of optional operands and flags; ``name`` is for the report."""
+
+    name: str
+    present: tuple[str, ...] = ()
+    bool_mask: bool = False
+    softcap: bool = False
+    uneven: bool = False
+
+
+_BY_ELEMENT = ("p_mask", "p_block_mask", "p_seed")
+
+PLAIN = Features("plain")
+CAUSAL = Features("causal", uneven=True)
+LIGHT = Features(
+    "all but masks and dropout", tuple(name for name in _OPTIONAL if name not in _BY_ELEMENT), softcap=True, uneven=True
+)
+DROPOUT = Features("causal with dropout", ("p_seed",), uneven=True)
+BOOL_MASK = Features("bool mask", ("p_mask",), bool_mask=True, uneven=True)
+EVERYTHING = Features("everything", _OPTIONAL, softcap=True, uneven=True)
+
+
+class Case(NamedTuple):
+    kernel: Any
+    tile: Tile
+    architecture: int
+    dtype: str
+    widths: tuple[int, int]
+    features: Features
+    group: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether it must run on Hopper's warp-group matrix instructions."""
+        return self.architecture == 90 and self.dtype != "fp32" and min(self.widths) >= 64
+
+    def source(self) -> Any:
+        """The kernel with its arguments typed and specialised as a launch on contiguous tensors would."""
+        constants = self._constants()
+        signature: dict[str, str] = {}
+        constexprs: dict[str, Any] = {}
+        divisible_by_16 = {}
+        for position, name in enumerate(self.kernel.arg_names):
+            if name in constants:
+                signature[name], constexprs[name] = "constexpr", constants[name]
+                continue
+            signature[name] = self._type_of(name)
+            row_stride = name.startswith("stride_") and not name.startswith(("stride_mask", "stride_sinks"))
+            if signature[name].startswith("*") or row_stride:
+                divisible_by_16[(position,)] = [["tt.divisibility", 16]]
+        return ASTSource(self.kernel, signature, constexprs, divisible_by_16)
+
+    def _constants(self) -> dict[str, Any]:
+        absent = [name for name in _OPTIONAL if name not in self.features.present]
+        always_masked = "p_mask" in self.features.present or "p_tile_lists" in self.features.present
+        return {
+            **dict.fromkeys(absent),
+            "stride_mask_s": 1,
+            "stride_alibi_h": 1,
+            "stride_sinks": 1,
+            "D": self.widths[0],
+            "DV": self.widths[1],
+            "GROUP": self.group,
+            "PACKED_HEADS": self.group,
+            "SOFTCAP": self.features.softcap,
+            "ADDITIVE": "p_mask" in self.features.present and not self.features.bool_mask,
+            "BOTTOM_RIGHT": self.features.uneven,
+            "ALWAYS_MASKED": always_masked,
+            "UNEVEN": self.features.uneven,
+            "ONE_QUERY": False,
+            "ONE_KEY": False,
+            "BLOCK_M": self.tile.block_m,
+            "BLOCK_N": self.tile.block_n,
+            "BLOCK_D": self.tile.block_d,
+            "BLOCK_DV": self.tile.block_dv,
+        }
+
+    def _type_of(self, name: str) -> str:
+        if name == "p_mask" and self.features.bool_mask:
+            return "*u8"
+        if name.startswith("p_"):
+            return _POINTERS.get(name, f"*{self.dtype}")
+        if name in _FLOATS:
+            return "fp32"
+        return "i64" if name == "keep_threshold" else "i32"
+
+
+_KERNELS = (
+    (forward.attention_forward_kernel, tiles.forward_tile),
+    (backward.attention_backward_key_kernel, tiles.backward_key_tile),
+    (backward_query.attention_backward_query_kernel, tiles.backward_query_tile),
+)

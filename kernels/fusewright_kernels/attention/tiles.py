@@ -1,0 +1,83 @@
+"""Tiles of the Triton attention kernels: functions of dtype, widths and architecture alone.
+
+They never depend on lengths or batch, so that a row's bits do not depend on what it is computed with. No autotuning:
+a first call would wait seconds for it. The compile check reads the spills and the shared memory of every tile here.
+"""
+
+from typing import NamedTuple
+
+from fusewright_kernels.triton_support import next_power_of_2
+
+
+class Tile(NamedTuple):
+    """BLOCK_M queries by BLOCK_N keys, and how many columns of their rows a program holds at a time."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    block_dv: int
+    num_warps: int
+    num_stages: int
+
+
+class Shape(NamedTuple):
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# Architectures with tiles of their own; a GPU takes the newest that is not newer than it. sm_80 stands for every GPU
+# whose programs may have no more than 99 KiB of shared memory, sm_90 for those with 227 KiB.
+ARCHITECTURES = (80, 90)
+
+# Widest rows held whole. Wider ones are cut: products are summed over pieces, and each program makes one piece of its
+# result, so that logits are computed once per piece.
+WIDEST = {2: 256, 4: 128}
+NARROWEST = 16
+
+_FORWARD = {
+    (80, 2): {64: Shape(128, 64, 4, 2), 128: Shape(128, 64, 8, 2), 256: Shape(64, 32, 8, 1)},
+    (90, 2): {64: Shape(128, 128, 8, 3), 128: Shape(128, 64, 8, 3), 256: Shape(128, 64, 8, 2)},
+    (80, 4): {64: Shape(64, 32, 8, 1), 128: Shape(32, 32, 8, 1)},
+    (90, 4): {64: Shape(64, 32, 8, 1), 128: Shape(32, 32, 8, 1)},
+}
+_BACKWARD_KEY = {
+    (80, 2): {64: Shape(32, 64, 4, 2), 128: Shape(32, 64, 4, 1), 256: Shape(16, 64, 8, 1)},
+    (90, 2): {64: Shape(64, 128, 8, 2), 128: Shape(64, 128, 8, 2), 256: Shape(32, 64, 8, 1)},
+    (80, 4): {64: Shape(32, 32, 8, 1), 128: Shape(16, 32, 8, 1)},
+    (90, 4): {64: Shape(32, 32, 8, 1), 128: Shape(16, 32, 8, 1)},
+}
+_BACKWARD_QUERY = {
+    (80, 2): {64: Shape(64, 32, 4, 2), 128: Shape(64, 32, 4, 1), 256: Shape(64, 16, 8, 1)},
+    (90, 2): {64: Shape(128, 64, 8, 2), 128: Shape(128, 64, 8, 2), 256: Shape(64, 32, 8, 1)},
+    (80, 4): {64: Shape(32, 32, 8, 1), 128: Shape(32, 16, 8, 1)},
+    (90, 4): {64: Shape(32, 32, 8, 1), 128: Shape(32, 16, 8, 1)},
+}
+
+
+def padded(width: int) -> int:
+    """The power of two, no less than a matrix instruction takes, that holds ``width``."""
+    return max(next_power_of_2(max(width, 1)), NARROWEST)
+
+
+def _tile(table: dict[tuple[int, int], dict[int, Shape]], itemsize: int, d: int, dv: int, architecture: int) -> Tile:
+    widest = WIDEST[itemsize]
+    block_d, block_dv = (min(padded(width), widest) for width in (d, dv))
+    shapes = table[max(own for own in ARCHITECTURES if own <= max(architecture, ARCHITECTURES[0])), itemsize]
+    shape = shapes[min(width for width in shapes if width >= max(block_d, block_dv))]
+    return Tile(shape.block_m, shape.block_n, block_d, block_dv, shape.num_warps, shape.num_stages)
+
+
+def forward_tile(itemsize: int, d: int, dv: int, architecture: int) -> Tile:
+    return _tile(_FORWARD, itemsize, d, dv, architecture)
+
+
+def backward_key_tile(itemsize: int, d: int, dv: int, architecture: int) -> Tile:
+    """For the gradients of key and value, whose programs own keys."""
+    return _tile(_BACKWARD_KEY, itemsize, d, dv, architecture)
+
+
+def backward_query_tile(itemsize: int, d: int, dv: int, architecture: int) -> Tile:
+    """For the gradients of query and mask, whose programs own queries."""
+    return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture)
