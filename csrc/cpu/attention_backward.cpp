@@ -46,8 +46,8 @@ class Backward {
   // How weights and their gradients are stored for the products.
   using Stored = typename StoredAs<Word>::type;
 
-  Backward(const AttentionBackwardParams& params, const AttentionSequence& sequence,
-           const AttentionBackwardTask& task, Arena& arena)
+  Backward(const AttentionBackwardParams& params, const AttentionSequence& sequence, const AttentionBackwardTask& task,
+           Arena& arena)
       : params_(params),
         sequence_(sequence),
         task_(task),

@@ -41,8 +41,7 @@ inline void update_maximum(const Block& block, const float* scores, Exponent exp
     const Float now = select(grown, largest, old);
     store(state.maximum + v, now);
     if (!state.started) continue;
-    const Float factor =
-        select(grown, exp2_clamped<true>(exponent.shift(old) - exponent.shift(now)), broadcast(1.0f));
+    const Float factor = select(grown, exp2_clamped<true>(exponent.shift(old) - exponent.shift(now)), broadcast(1.0f));
     store(state.total + v, load(state.total + v) * factor);
     for (int64_t i = 0; i < value_width; ++i) {
       float* sums = state.output + i * query_block + v;
@@ -138,7 +137,11 @@ class Forward {
  public:
   Forward(const AttentionForwardParams& params, const AttentionSequence& sequence, const AttentionForwardTask& task,
           void* scratch)
-      : params_(params), sequence_(sequence), task_(task), key_head_(task.head / (params.heads / params.key_heads)), exponent_(params) {
+      : params_(params),
+        sequence_(sequence),
+        task_(task),
+        key_head_(task.head / (params.heads / params.key_heads)),
+        exponent_(params) {
     layout<T>(params, blocks(task.count), static_cast<char*>(scratch), &buffers_);
   }
 
@@ -146,8 +149,7 @@ class Forward {
 
   void run() {
     for (int64_t b = 0; b < blocks(task_.count); ++b) begin_block(b);
-    const KeyRange range =
-        keys_in_window(params_, task_.first, task_.count, sequence_.key_count, sequence_.shift);
+    const KeyRange range = keys_in_window(params_, task_.first, task_.count, sequence_.key_count, sequence_.shift);
     for (int64_t key = range.begin / key_block * key_block; key < range.end; key += key_block) visit_keys(key);
     for (int64_t b = 0; b < blocks(task_.count); ++b) finish_block(b);
   }
@@ -157,8 +159,13 @@ class Forward {
     const int64_t query = task_.first + b * query_block;
     const int64_t queries = task_.first + task_.count - query;
     const int64_t keys = sequence_.key_count - key;
-    return {sequence_.batch, task_.head, query, queries < query_block ? queries : query_block,
-            key, keys < key_block ? keys : key_block, sequence_.shift};
+    return {sequence_.batch,
+            task_.head,
+            query,
+            queries < query_block ? queries : query_block,
+            key,
+            keys < key_block ? keys : key_block,
+            sequence_.shift};
   }
 
   float* packed_queries(int64_t b) const { return buffers_.queries + b * words<T>(params_.width) * query_block; }
@@ -170,8 +177,8 @@ class Forward {
 
   void begin_block(int64_t b) {
     const Block block = block_at(b, 0);
-    pack_rows_as_lanes(packed_queries(b),
-                       rows(params_.query, task_.head, sequence_.query_begin + block.query, block.queries, params_.width));
+    pack_rows_as_lanes(packed_queries(b), rows(params_.query, task_.head, sequence_.query_begin + block.query,
+                                               block.queries, params_.width));
     const Softmax fresh = state(b);
     for (int64_t r = 0; r < query_block; ++r) {
       fresh.maximum[r] = negative_infinity;
@@ -181,7 +188,8 @@ class Forward {
   }
 
   Rows<T> rows(const HeadsView& view, int64_t head, int64_t first, int64_t count, int64_t width) const {
-    return {static_cast<const T*>(view.data) + view.offset(sequence_.batch, head, first), view.row_stride, count, width};
+    return {static_cast<const T*>(view.data) + view.offset(sequence_.batch, head, first), view.row_stride, count,
+            width};
   }
 
   void visit_keys(int64_t key) {

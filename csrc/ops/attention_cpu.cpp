@@ -31,7 +31,8 @@ void clear_rows_behind(const Tensor& tensor, int64_t first, const HeadsView& vie
   const int64_t row_bytes = tensor.size(3) * static_cast<int64_t>(tensor.element_size());
   for (int64_t head = 0; head < tensor.size(1); ++head) {
     for (int64_t row = first; row < tensor.size(2); ++row) {
-      char* data = static_cast<char*>(view.data) + view.offset(0, head, row) * static_cast<int64_t>(tensor.element_size());
+      char* data =
+          static_cast<char*>(view.data) + view.offset(0, head, row) * static_cast<int64_t>(tensor.element_size());
       std::memset(data, 0, row_bytes);
     }
   }
@@ -103,9 +104,9 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
                                              optional<Tensor> cu_seqlens_q, optional<Tensor> cu_seqlens_k,
                                              int64_t block_size, double scale, double softcap, double dropout_p,
                                              int64_t window_left, int64_t window_right, bool bottom_right) {
-  const AttentionInputs inputs{query,        key,          value,      mask,  block_mask, alibi_slopes, sinks,       seed,
-                               cu_seqlens_q, cu_seqlens_k, block_size, scale, softcap,    dropout_p,    window_left, window_right,
-                               bottom_right};
+  const AttentionInputs inputs{query,   key,       value,        mask,         block_mask,  alibi_slopes,
+                               sinks,   seed,      cu_seqlens_q, cu_seqlens_k, block_size,  scale,
+                               softcap, dropout_p, window_left,  window_right, bottom_right};
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
   Tensor output = empty_in_layout_of(query, batch, heads, queries, value.size(3));
   const int64_t statistics_sizes[4] = {2, batch, heads, queries};
@@ -144,6 +145,7 @@ void run_backward(const AttentionBackwardParams& params, const std::vector<Atten
   const CpuKernels& kernels = cpu_kernels();
   const SumSizes sizes{kernels.attention_sum_columns(params.width), kernels.attention_sum_columns(params.value_width)};
   const int64_t heads_in_all = params.key_heads * static_cast<int64_t>(sequences.size());
+  if (heads_in_all == 0) return;
   struct Head {
     int64_t sequence, key_head, parts, offset;  // offset of its first part's sums, if there are several
   };
@@ -174,7 +176,10 @@ void run_backward(const AttentionBackwardParams& params, const std::vector<Atten
     float* const sums = head.parts > 1 ? shared_sums + head.offset + part * sizes.of(sequence)
                                        : static_cast<float*>(scratch) + scratch_floats;
     float* const value_sums = sums + sequence.key_count * sizes.key_columns;
-    const AttentionBackwardTask task{head.sequence, head.key_head, part, head.parts,
+    const AttentionBackwardTask task{head.sequence,
+                                     head.key_head,
+                                     part,
+                                     head.parts,
                                      params.grad_key.data != nullptr ? sums : nullptr,
                                      params.grad_value.data != nullptr ? value_sums : nullptr};
     kernels.attention_backward(params, sequence, task, scratch);
@@ -255,9 +260,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
     optional<Tensor> sinks, optional<Tensor> seed, optional<Tensor> cu_seqlens_q, optional<Tensor> cu_seqlens_k,
     int64_t block_size, double scale, double softcap, double dropout_p, int64_t window_left, int64_t window_right,
     bool bottom_right, bool need_query, bool need_key, bool need_value, bool need_mask, bool need_sinks) {
-  const AttentionInputs inputs{query,        key,          value,      mask,  block_mask, alibi_slopes, sinks,       seed,
-                               cu_seqlens_q, cu_seqlens_k, block_size, scale, softcap,    dropout_p,    window_left, window_right,
-                               bottom_right};
+  const AttentionInputs inputs{query,   key,       value,        mask,         block_mask,  alibi_slopes,
+                               sinks,   seed,      cu_seqlens_q, cu_seqlens_k, block_size,  scale,
+                               softcap, dropout_p, window_left,  window_right, bottom_right};
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
   const Tensor unit_grad = grad_output.stride(3) == 1 ? grad_output : torch::stable::contiguous(grad_output);
   Tensor lse_grad = grad_lse.has_value() ? torch::stable::contiguous(*grad_lse) : statistics;

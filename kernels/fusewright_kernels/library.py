@@ -250,13 +250,12 @@ def _attention_backward_fake(
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
     need_query, need_key, need_value, need_mask, need_sinks = arguments[-5:]
-    nothing = query.new_empty((0,))
     return (
-        in_layout_of(query, query.shape) if need_query else nothing,
-        in_layout_of(key, key.shape) if need_key else nothing,
-        in_layout_of(value, value.shape) if need_value else nothing,
-        nothing if mask is None or not need_mask else _contiguous_like(mask),
-        nothing if sinks is None or not need_sinks else _contiguous_like(sinks),
+        in_layout_of(query, query.shape) if need_query else query.new_empty((0,)),
+        in_layout_of(key, key.shape) if need_key else query.new_empty((0,)),
+        in_layout_of(value, value.shape) if need_value else query.new_empty((0,)),
+        query.new_empty((0,)) if mask is None or not need_mask else _contiguous_like(mask),
+        query.new_empty((0,)) if sinks is None or not need_sinks else _contiguous_like(sinks),
     )
 
 

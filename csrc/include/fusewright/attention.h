@@ -59,7 +59,7 @@ struct AttentionForwardParams : AttentionParams {
 
 struct AttentionBackwardParams : AttentionParams {
   HeadsView output, grad_output;
-  const float* grad_lse = nullptr;  // (B, H, T) or nullptr
+  const float* grad_lse = nullptr;             // (B, H, T) or nullptr
   HeadsView grad_query, grad_key, grad_value;  // data is nullptr for a gradient nobody wants
   float* grad_sink_rows = nullptr;             // (B, H, T): each row's part of the gradient of its head's sink
 };

@@ -135,4 +135,6 @@ def cu_seqlens(name: str, offsets: Tensor, query: Tensor, rows: int, rows_name: 
     if torch.compiler.is_compiling() or offsets.is_cuda:
         torch._assert_async(sound, f"{name} must start at 0, never decrease and end within {rows_name}")
     elif not sound:
-        raise value_error(name, offsets.tolist(), f"offsets from 0 that never decrease and end within {rows_name} ({rows})")
+        raise value_error(
+            name, offsets.tolist(), f"offsets from 0 that never decrease and end within {rows_name} ({rows})"
+        )

@@ -107,7 +107,16 @@ class AttentionBackward(torch.autograd.Function):
             return _plain_backward(inputs, tensors, ctx.numbers)
 
         second = autograd.pullback(plain, differentiable, incoming)
-        return (*second[:2], None, None, *second[2:6], None, None, second[6], *[None] * (len(ctx.needs_input_grad) - 11))
+        return (
+            *second[:2],
+            None,
+            None,
+            *second[2:6],
+            None,
+            None,
+            second[6],
+            *[None] * (len(ctx.needs_input_grad) - 11),
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:

@@ -134,9 +134,6 @@ def _attention(
         query, key, value, mask, block_mask, alibi_slopes, sinks, seed_on_device, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap_value, float(dropout_p), *window, bottom_right,
     )  # fmt: skip
-    if chosen == "reference":
-        output, statistics = backend_reference.plain_attention(*arguments)
-        return output, backend_reference.log_sum_exp(statistics) if return_lse else None
     if autograd.derivative_possible(query, key, value, mask, sinks):
         output, _, lse = autograd.apply(Attention, *arguments, return_lse, chosen)
         return output, lse
@@ -146,12 +143,16 @@ def _attention(
 
 def _under_autocast(tensor: Tensor | None, device_type: str) -> Tensor | None:
     """Mirror of torch's autocast, which runs attention in the low-precision type on every device."""
-    if tensor is None or not torch.is_autocast_enabled(device_type) or tensor.dtype is not torch.float32:
+    if tensor is None or tensor.dtype is not torch.float32 or not torch.amp.is_autocast_available(device_type):
+        return tensor
+    if not torch.is_autocast_enabled(device_type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(device_type))
 
 
-def _broadcast(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+def _broadcast(
+    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
+) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
     """(B, H, T, D) tensors whose leading dimensions are broadcast, and query's leading sizes.
 
     With ``enable_gqa`` the heads dimension is left as it is.

@@ -62,7 +62,7 @@ def relative_positions(
     return relative, (sequence_q[:, None] == sequence_k[None, :]) & (sequence_q >= 0)[:, None]
 
 
-def _bias_and_visibility(
+def bias_and_visibility(
     logits: Tensor,
     mask: Tensor | None,
     block_mask: Tensor | None,
@@ -133,7 +133,7 @@ def _weights(
     if softcap > 0.0:
         capped = torch.tanh(logits / softcap)
         logits, cap_slope = softcap * capped, 1.0 - capped.square()
-    logits, visible = _bias_and_visibility(
+    logits, visible = bias_and_visibility(
         logits, mask, block_mask, alibi_slopes, cu_seqlens_q, cu_seqlens_k,
         block_size, window_left, window_right, bottom_right,
     )  # fmt: skip
@@ -163,7 +163,7 @@ def _kept(weights: Tensor, keep: Tensor | None, dropout_p: float) -> Tensor:
     """Dropout of weights, or of the gradients of weights; what is dropped leaves no trace."""
     if keep is None:
         return weights
-    return torch.where(keep, weights / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0, 0.0)
+    return torch.where(keep, weights * (1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0), 0.0)
 
 
 def _reached(visible: Tensor, tensor: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def attention_backward_key_tile(
     b_logits, b_cap_derivative, m_visible = logits_of(
         b_dots, o_t[None, :], b_low[:, None], b_high[:, None], b_aligned[:, None], b_slope,
         p_mask, o_mask_columns[:, None] + o_t64[None, :] * stride_mask_t,
-        p_block_mask, o_block_columns[:, None] + (o_t64 // block_size)[None, :] * n_block_columns,
+        p_block_mask, o_block_columns[:, None] + (o_t // block_size).to(tl.int64)[None, :] * n_block_columns,
         scale, softcap, SOFTCAP, ADDITIVE, MASKED,
     )  # fmt: skip
     b_reference = tl.load(p_rows + o_t, mask=m_t, other=0.0)

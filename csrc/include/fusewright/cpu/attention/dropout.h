@@ -1,8 +1,8 @@
 // Dropout of a block of attention weights, the bits of fusewright_kernels/philox.py.
 #pragma once
 
-#include "fusewright/cpu/attention/visibility.h"
 #include "fusewright/cpu/attention/blocks.h"
+#include "fusewright/cpu/attention/visibility.h"
 #include "fusewright/cpu/philox.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {

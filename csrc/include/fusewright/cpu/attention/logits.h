@@ -94,9 +94,7 @@ inline bool read_additive_mask(const MaskView& mask, const Block& block, float* 
 inline void add_biases(const AttentionParams& params, const Block& block, const float* additive, float* scores,
                        float* slope_of_cap) {
   const float slope =
-      params.alibi_slopes == nullptr
-          ? 0.0f
-          : params.alibi_slopes[block.batch * params.alibi_batch_stride + block.head];
+      params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[block.batch * params.alibi_batch_stride + block.head];
   const float inverse_cap = params.softcap > 0 ? 1.0f / params.softcap : 0.0f;
   for (int64_t v = 0; v < block.queries; v += lanes) {
     // Positions are exact in float32 below 2^24; they meet a slope, and a bias that far off is rounded anyway.

@@ -29,9 +29,9 @@ class Arena {
 
 // Lanes of four results at one key.
 struct ScoreGradient {
-  Float kept;         // the weight after dropout
-  Float with_logit;   // ds, the gradient of the logit behind cap and biases
-  Float with_score;   // ds times the derivative of the cap
+  Float kept;        // the weight after dropout
+  Float with_logit;  // ds, the gradient of the logit behind cap and biases
+  Float with_score;  // ds times the derivative of the cap
 };
 
 template <class T>
@@ -108,7 +108,8 @@ class ScoreGradients {
   int64_t key_head(const Block& block) const { return block.head / (params_.heads / params_.key_heads); }
 
   Rows<T> rows(const HeadsView& view, int64_t head, int64_t first, int64_t count, int64_t width) const {
-    return {static_cast<const T*>(view.data) + view.offset(sequence_.batch, head, first), view.row_stride, count, width};
+    return {static_cast<const T*>(view.data) + view.offset(sequence_.batch, head, first), view.row_stride, count,
+            width};
   }
 
   ScoreGradient gradient(int64_t at, Float shift, Float inverse_total, Float delta) const {
@@ -149,8 +150,7 @@ class ScoreGradients {
       if (params_.grad_sink_rows != nullptr) {
         const float sink = params_.sinks[block.head];
         const Float weight = exp2_clamped<true>(broadcast(sink * log2_e - shift_[r]));
-        params_.grad_sink_rows[at + r] =
-            sink == negative_infinity ? 0.0f : -weight[0] * inverse_total_[r] * delta_[r];
+        params_.grad_sink_rows[at + r] = sink == negative_infinity ? 0.0f : -weight[0] * inverse_total_[r] * delta_[r];
       }
     }
   }
@@ -166,8 +166,8 @@ class ScoreGradients {
   const AttentionBackwardParams& params_;
   const AttentionSequence& sequence_;
   const Exponent exponent_;
-  float *query_lanes_, *grad_lanes_;      // words of D and of DV by lanes of queries
-  float *scores_, *grad_weights_;         // keys by lanes of queries, as the rest
+  float *query_lanes_, *grad_lanes_;          // words of D and of DV by lanes of queries
+  float *scores_, *grad_weights_;             // keys by lanes of queries, as the rest
   float *cap_slopes_, *additive_, *dropout_;  // nullptr where absent
   void *keys_scratch_, *values_scratch_;
   bool masked_ = false;
