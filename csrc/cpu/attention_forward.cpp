@@ -41,7 +41,9 @@ inline void update_maximum(const Block& block, const float* scores, Exponent exp
     const Float now = select(grown, largest, old);
     store(state.maximum + v, now);
     if (!state.started) continue;
-    const Float factor = select(grown, exp2_clamped<true>(exponent.shift(old) - exponent.shift(now)), broadcast(1.0f));
+    // A row that had no key so far has sums of zero and no shift to move from.
+    const Int moved = grown & (old != negative_infinity);
+    const Float factor = select(moved, exp2_clamped<true>(exponent.shift(old) - exponent.shift(now)), broadcast(1.0f));
     store(state.total + v, load(state.total + v) * factor);
     for (int64_t i = 0; i < value_width; ++i) {
       float* sums = state.output + i * query_block + v;

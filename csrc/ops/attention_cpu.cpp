@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 
 #include "attention_params.h"
 #include "parallel.h"
@@ -98,6 +99,65 @@ void run_forward(const AttentionForwardParams& params, const std::vector<Attenti
                 });
 }
 
+// The keys that the first to the last query may see: a window or a causal limit spares reading the others.
+std::pair<int64_t, int64_t> keys_seen(const AttentionParams& params, const AttentionSequence& sequence) {
+  int64_t begin = 0, end = sequence.key_count;
+  if (params.window_left >= 0) begin = std::max<int64_t>(0, sequence.shift - params.window_left);
+  if (params.window_right >= 0) {
+    end = std::min(end, sequence.query_count - 1 + sequence.shift + params.window_right + 1);
+  }
+  return {begin, std::max(begin, end)};
+}
+
+void run_decode(const AttentionDecodeParams& params, const std::vector<AttentionSequence>& sequences) {
+  const CpuKernels& kernels = cpu_kernels();
+  const int64_t columns = kernels.attention_sum_columns(params.value_width);
+  std::vector<AttentionDecodeTask> tasks;
+  std::vector<std::pair<int64_t, int64_t>> heads;  // first task and number of tasks of each (sequence, key head)
+  int64_t most_queries = 0, floats = 0;
+  for (size_t n = 0; n < sequences.size(); ++n) {
+    const AttentionSequence& sequence = sequences[n];
+    most_queries = std::max(most_queries, sequence.query_count);
+    const auto [begin, end] = keys_seen(params, sequence);
+    // Parts begin at multiples of their length, so that a row's result does not depend on how the window cuts them.
+    const int64_t first = begin / attention_decode_keys, last = ceil_div(end, attention_decode_keys);
+    for (int64_t key_head = 0; key_head < params.key_heads; ++key_head) {
+      heads.push_back({static_cast<int64_t>(tasks.size()), std::max<int64_t>(0, last - first)});
+      for (int64_t part = first; part < last; ++part) {
+        tasks.push_back({static_cast<int64_t>(n), key_head, std::max(begin, part * attention_decode_keys),
+                         std::min(end, (part + 1) * attention_decode_keys), nullptr, nullptr, nullptr});
+        floats += params.heads / params.key_heads * sequence.query_count * (columns + 2);
+      }
+    }
+  }
+  const std::unique_ptr<float[]> partial_results(new float[floats]);
+  float* next = partial_results.get();
+  for (AttentionDecodeTask& task : tasks) {
+    const int64_t rows = params.heads / params.key_heads * sequences[task.sequence].query_count;
+    task.sums = next;
+    task.references = task.sums + rows * columns;
+    task.totals = task.references + rows;
+    next = task.totals + rows;
+  }
+  const double work = pairs(sequences) * params.heads * (params.width + params.value_width);
+  for_each_task(static_cast<int64_t>(tasks.size()), work, kernels.attention_decode_scratch(params, most_queries),
+                [&](int64_t task, void* scratch) {
+                  kernels.attention_decode(params, sequences[tasks[task].sequence], tasks[task], scratch);
+                });
+  for (size_t head = 0; head < heads.size(); ++head) {
+    const auto [first, count] = heads[head];
+    const int64_t key_heads = params.key_heads;
+    kernels.attention_decode_join(params, sequences[head / key_heads], static_cast<int64_t>(head) % key_heads,
+                                  tasks.data() + first, count);
+  }
+}
+
+bool decoding_pays(const AttentionParams& params, const std::vector<AttentionSequence>& sequences) {
+  int64_t queries = 0;
+  for (const AttentionSequence& sequence : sequences) queries = std::max(queries, sequence.query_count);
+  return queries <= attention_decode_queries && params.keep_threshold == 0;
+}
+
 std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value, optional<Tensor> mask,
                                              optional<Tensor> block_mask, optional<Tensor> alibi_slopes,
                                              optional<Tensor> sinks, optional<Tensor> seed,
@@ -111,7 +171,7 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
   Tensor output = empty_in_layout_of(query, batch, heads, queries, value.size(3));
   const int64_t statistics_sizes[4] = {2, batch, heads, queries};
   Tensor statistics = empty(statistics_sizes, 4, ScalarType::Float, query);
-  AttentionForwardParams params;
+  AttentionDecodeParams params;
   fill(params, inputs);
   params.output = heads_view(output);
   params.maximum = static_cast<float*>(statistics.data_ptr());
@@ -121,7 +181,12 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
     clear_rows_behind(output, used, params.output);
     set_statistics_without_keys(params);
   }
-  run_forward(params, sequences_of(inputs));
+  const std::vector<AttentionSequence> sequences = sequences_of(inputs);
+  if (decoding_pays(params, sequences)) {
+    run_decode(params, sequences);
+  } else {
+    run_forward(params, sequences);
+  }
   return {output, statistics};
 }
 

@@ -57,6 +57,14 @@ struct AttentionForwardParams : AttentionParams {
   HeadsView output;
 };
 
+// Keys and values may lie in pages: then their batch counts pages and their rows the tokens of a page, and key j of a
+// sequence is row j % page_size of page block_table[batch][j / page_size].
+struct AttentionDecodeParams : AttentionForwardParams {
+  const int64_t* block_table = nullptr;
+  int64_t block_table_stride = 0;
+  int64_t page_size = 0;  // 0 without pages
+};
+
 struct AttentionBackwardParams : AttentionParams {
   HeadsView output, grad_output;
   const float* grad_lse = nullptr;             // (B, H, T) or nullptr
@@ -78,6 +86,17 @@ struct AttentionForwardTask {
   int64_t sequence;
   int64_t head;
   int64_t first, count;
+};
+
+// Keys [first_key, last_key) of one key head for every query that meets it: row r is query r % T of the group's head
+// r / T. What it leaves of each row: see attention_decode.cpp.
+struct AttentionDecodeTask {
+  int64_t sequence;
+  int64_t key_head;
+  int64_t first_key, last_key;
+  float* references;
+  float* totals;
+  float* sums;  // rows of padded DV
 };
 
 // Blocks of queries that one backward call takes: blocks `first`, `first + step`, ... of every query head that meets
@@ -105,6 +124,12 @@ struct AttentionMaskTask {
 // row is computed.
 constexpr int64_t attention_query_block = 64;
 constexpr int64_t attention_key_block = 64;
+
+// Keys of one decoding task.
+constexpr int64_t attention_decode_keys = 512;
+
+// Up to this many queries a sequence is served by the decoding kernel.
+constexpr int64_t attention_decode_queries = 4;
 
 // Queries of one forward task at most: its blocks share what is done to a block of keys and values before the products.
 constexpr int64_t attention_queries_per_task = 4 * attention_query_block;

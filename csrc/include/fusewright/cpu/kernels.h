@@ -40,7 +40,14 @@ struct CpuKernels {
   void (*attention_forward)(const AttentionForwardParams& params, const AttentionSequence& sequence,
                             const AttentionForwardTask& task, void* scratch);
 
-  // Sums over the keys of a sequence have rows of this many float32.
+  int64_t (*attention_decode_scratch)(const AttentionDecodeParams& params, int64_t queries);
+  void (*attention_decode)(const AttentionDecodeParams& params, const AttentionSequence& sequence,
+                           const AttentionDecodeTask& task, void* scratch);
+  void (*attention_decode_join)(const AttentionDecodeParams& params, const AttentionSequence& sequence,
+                                int64_t key_head, const AttentionDecodeTask* parts, int64_t part_count);
+
+  // Sums of rows of this width, as the tasks of decoding and of the backward leave them, have rows of this many
+  // float32.
   int64_t (*attention_sum_columns)(int64_t width);
   int64_t (*attention_backward_scratch)(const AttentionBackwardParams& params);
   void (*attention_backward)(const AttentionBackwardParams& params, const AttentionSequence& sequence,

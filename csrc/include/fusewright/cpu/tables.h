@@ -18,6 +18,11 @@ void softmax_backward(const SoftmaxBackwardParams& params, int64_t begin, int64_
 int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries);
 void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
                        const AttentionForwardTask& task, void* scratch);
+int64_t attention_decode_scratch(const AttentionDecodeParams& params, int64_t queries);
+void attention_decode(const AttentionDecodeParams& params, const AttentionSequence& sequence,
+                      const AttentionDecodeTask& task, void* scratch);
+void attention_decode_join(const AttentionDecodeParams& params, const AttentionSequence& sequence, int64_t key_head,
+                           const AttentionDecodeTask* parts, int64_t part_count);
 int64_t attention_sum_columns(int64_t width);
 int64_t attention_backward_scratch(const AttentionBackwardParams& params);
 void attention_backward(const AttentionBackwardParams& params, const AttentionSequence& sequence,

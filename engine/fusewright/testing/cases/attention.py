@@ -253,5 +253,11 @@ def cases_of(op: str) -> Iterator[AttentionCase]:
         yield AttentionCase((1, 2, 1, 130, 200, 40, 72), dtype)
         yield AttentionCase((1, 2, 1, 130, 200, 64, 64), dtype, scale=1.0)
         yield AttentionCase((1, 1, 1, 64, 4097, 64, 64), dtype)
+        # Slopes that carry logits to -100 and beyond, with rows that meet their first key late.
+        yield AttentionCase((1, 2, 2, 1100, 1100, 16, 16), dtype, ("alibi", "pattern"))
+        for queries in (1, 3):
+            yield AttentionCase((2, 4, 2, queries, 1100, 64, 48), dtype)
+            for features in [(feature,) for feature in FEATURES]:
+                yield AttentionCase((1, 4, 2, queries, 600, 24, 24), dtype, (*features, "bottom_right"))
         for features in [(feature,) for feature in FEATURES] + pairs:
             yield AttentionCase((2, 2, 1, 70, 100, 24, 24), dtype, features)

@@ -4,6 +4,7 @@
 //   ds = p (dp - delta)
 #pragma once
 
+#include "fusewright/cpu/attention/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
 
@@ -42,8 +43,8 @@ class ScoreGradients {
   ScoreGradients(const AttentionBackwardParams& params, const AttentionSequence& sequence, Arena& arena)
       : params_(params), sequence_(sequence), exponent_(params) {
     constexpr int64_t block = query_block * key_block;
-    query_lanes_ = arena.floats(words<T>(params.width) * query_block);
-    grad_lanes_ = arena.floats(words<T>(params.value_width) * query_block);
+    query_lanes_ = arena.floats(packed_floats(params.width));
+    grad_lanes_ = arena.floats(packed_floats(params.value_width));
     scores_ = arena.floats(block);
     grad_weights_ = arena.floats(block);
     cap_slopes_ = params.softcap > 0 ? arena.floats(block) : nullptr;
@@ -70,8 +71,8 @@ class ScoreGradients {
   // To be called before the block's queries meet any keys.
   void begin_queries(const Block& block) {
     const Rows<T> grads = grad_rows(block);
-    pack_rows_as_lanes(query_lanes_, query_rows(block));
-    pack_rows_as_lanes(grad_lanes_, grads);
+    pack(query_lanes_, query_rows(block));
+    pack(grad_lanes_, grads);
     read_statistics(block, grads);
   }
 
@@ -81,13 +82,10 @@ class ScoreGradients {
     if (visible.together() == Visible::none) return false;
     if (additive_ != nullptr && !read_additive_mask(params_.mask, block, additive_)) return false;
     masked_ = visible.together() == Visible::some || additive_ != nullptr;
-    const int64_t columns = whole_vectors(block.queries);
-    product<Word>(block.keys, columns, words<T>(params_.width), left_rows(key_rows(block), keys_scratch_),
-                  {query_lanes_, query_block}, {scores_, query_block}, false);
+    multiply(key_rows(block), block.queries, query_lanes_, keys_scratch_, scores_);
     if (exponent_.of_logits) add_biases(params_, block, additive_, scores_, cap_slopes_);
     if (masked_) mask_scores(params_, block, visible, scores_);
-    product<Word>(block.keys, columns, words<T>(params_.value_width), left_rows(value_rows(block), values_scratch_),
-                  {grad_lanes_, query_block}, {grad_weights_, query_block}, false);
+    multiply(value_rows(block), block.queries, grad_lanes_, values_scratch_, grad_weights_);
     if (dropout_ != nullptr) dropout_factors(params_, sequence_, block, dropout_);
     return true;
   }
@@ -105,6 +103,36 @@ class ScoreGradients {
   }
 
  private:
+  // Few queries leave most lanes empty: their products are dot products, row by row, which also round less.
+  static constexpr int64_t few = attention_decode_queries;
+
+  static int64_t packed_floats(int64_t width) {
+    const int64_t as_lanes = words<T>(width) * query_block, as_rows = few * packed_row_words<T>(width);
+    return as_lanes > as_rows ? as_lanes : as_rows;
+  }
+
+  static void pack(float* target, const Rows<T>& rows) {
+    if (rows.count > few) return pack_rows_as_lanes(target, rows);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      pack_row(target + r * packed_row_words<T>(rows.width), rows.row(r), rows.width);
+    }
+  }
+
+  // Products of keys (or values) with packed queries (or gradients), keys by lanes of queries.
+  static void multiply(const Rows<T>& keys, int64_t queries, const float* packed, void* scratch, float* result) {
+    if (queries > few) {
+      product<Word>(keys.count, whole_vectors(queries), words<T>(keys.width), left_rows(keys, scratch),
+                    {const_cast<float*>(packed), query_block}, {result, query_block}, false);
+      return;
+    }
+    memset(result, 0, key_block * query_block * sizeof(float));
+    float dots[key_block];
+    for (int64_t r = 0; r < queries; ++r) {
+      dot_products(packed + r * packed_row_words<T>(keys.width), keys, dots);
+      for (int64_t k = 0; k < keys.count; ++k) result[k * query_block + r] = dots[k];
+    }
+  }
+
   int64_t key_head(const Block& block) const { return block.head / (params_.heads / params_.key_heads); }
 
   Rows<T> rows(const HeadsView& view, int64_t head, int64_t first, int64_t count, int64_t width) const {

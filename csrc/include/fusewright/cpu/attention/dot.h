@@ -1,0 +1,93 @@
+// Dot products of one row with many, for queries too few to fill the lanes of a vector: lanes run along the width.
+#pragma once
+
+#include "fusewright/cpu/attention/blocks.h"
+
+namespace fusewright::FUSEWRIGHT_ISA {
+
+// Lane i of the result is the sum of the lanes of vectors[i]: at each step two vectors fold into the halves of one.
+inline Float sum_each(Float* vectors) {
+  for (int half = lanes / 2; half >= 1; half /= 2) {
+    Int low, high;
+    for (int i = 0; i < lanes; ++i) {
+      const int within = i % (2 * half), block = i - within;
+      const int from = within < half ? block + within : lanes + block + within - half;
+      low[i] = from;
+      high[i] = from + half;
+    }
+    for (int i = 0; i < half; ++i) {
+      const Float a = vectors[i], b = vectors[i + half];
+      vectors[i] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    }
+  }
+  return vectors[0];
+}
+
+// A vector of words along the width of a row, in the form that products take.
+template <class T>
+inline Float load_words(const T* row) {
+  if constexpr (in_pairs<T>) {
+    Float words;
+    memcpy(&words, row, sizeof(words));
+    return words;
+  } else {
+    return load(row);
+  }
+}
+
+template <class T>
+inline Float load_last_words(const T* row, int64_t count) {
+  if constexpr (in_pairs<T>) {
+    T buffer[2 * lanes] = {};
+    memcpy(buffer, row, count * sizeof(T));
+    return load_words(buffer);
+  } else {
+    return load_partial(row, count);
+  }
+}
+
+template <class T>
+constexpr int64_t elements_per_vector = in_pairs<T> ? 2 * lanes : lanes;
+
+// Words of a row of `width` elements in whole vectors.
+template <class T>
+inline int64_t packed_row_words(int64_t width) {
+  return (width + elements_per_vector<T> - 1) / elements_per_vector<T> * lanes;
+}
+
+template <class T>
+inline void pack_row(float* target, const T* row, int64_t width) {
+  memset(target, 0, packed_row_words<T>(width) * sizeof(float));
+  if constexpr (in_pairs<T>) {
+    memcpy(target, row, width * sizeof(T));
+  } else {
+    to_floats(target, row, width);
+  }
+}
+
+// scores[k] = sum over the width of row and keys.row(k), for whole vectors of keys; `row` is packed.
+template <class T>
+inline void dot_products(const float* row, const Rows<T>& keys, float* scores) {
+  using Word = typename Multiplied<T>::Word;
+  constexpr int64_t step = elements_per_vector<T>;
+  const int64_t whole = keys.width / step, rest = keys.width - whole * step;
+  for (int64_t first = 0; first < keys.count; first += lanes) {
+    const T* rows[lanes];
+    // Lanes behind the last key repeat it; nobody reads their scores.
+    for (int i = 0; i < lanes; ++i) rows[i] = keys.row(first + i < keys.count ? first + i : keys.count - 1);
+    Float sums[lanes] = {};
+    for (int64_t v = 0; v < whole; ++v) {
+      const Float q = load(row + v * lanes);
+      for (int i = 0; i < lanes; ++i) sums[i] = Word::multiply_add(sums[i], load_words(rows[i] + v * step), q);
+    }
+    if (rest > 0) {
+      const Float q = load(row + whole * lanes);
+      for (int i = 0; i < lanes; ++i) {
+        sums[i] = Word::multiply_add(sums[i], load_last_words(rows[i] + whole * step, rest), q);
+      }
+    }
+    store(scores + first, sum_each(sums));
+  }
+}
+
+}  // namespace fusewright::FUSEWRIGHT_ISA
