@@ -4,6 +4,7 @@
 //   grad_x = (g - mean(g) - n * mean(g * n)) * rstd     (RMS normalisation has no mean(g))
 //   grad_weight = sum over rows of grad_output * n,  grad_bias = sum over rows of grad_output
 
+#include "fusewright/cpu/pair_order.h"
 #include "fusewright/cpu/philox.h"
 #include "fusewright/cpu/row_moments.h"
 #include "fusewright/cpu/rows.h"
@@ -22,11 +23,6 @@ struct Row {
   const T* stream;
   float mean;
   float rstd;
-};
-
-template <int Value>
-struct Constant {
-  static constexpr int value = Value;
 };
 
 // Means over a row of g and of g * n.
@@ -72,66 +68,84 @@ RowProducts row_products(const Row<T>& row, int64_t columns, const float* weight
           static_cast<float>(product_total * row.rstd / static_cast<double>(columns))};
 }
 
-// Rows whose gradients are taken together, a tile of columns at a time, so that the tile's sums over the rows stay in
-// registers. Measured, 4096 rows of 1024 on Zen 4: four rows of float32 take 2.3 ms and one at a time 3.0 ms, but two
-// bytes an element the other way round, 1.5 and 1.15 ms; without sums to keep there is nothing to gain.
-constexpr int most_rows_together = 4;
-constexpr int tile_pairs = 2;
-
-template <class T>
-int64_t rows_together(bool sums) {
-  return sums && sizeof(T) == sizeof(float) ? most_rows_together : 1;
+// a * b, not to be contracted with the subtraction that follows: g - n * mean(g * n) of RMS normalisation cancels
+// almost wholly in a row of one element, and comes out right only if g is what it was in the mean.
+FUSEWRIGHT_ALWAYS_INLINE Float rounded_product(Float a, Float b) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_assoc_barrier)
+  return __builtin_assoc_barrier(a * b);
+#endif
+#endif
+  return a * b;
 }
 
-// grad_stream of `count` rows and, with Sums, their contribution to the parameters' gradients.
-template <bool Center, bool HasWeight, bool Sums, class T>
-void group_gradients(const Row<T>* rows, const RowProducts* products, T* const* output, int64_t count, int64_t columns,
-                     const float* weight, float* weight_sums, float* bias_sums) {
-  const auto apply = [&](int64_t r, int64_t i, Float grad, Float x, Float& weight_sum, Float& bias_sum) {
-    const float rstd = rows[r].rstd;
-    const Float normalized = (Center ? x - rows[r].mean : x) * rstd;
+inline Pair load_floats(const float* source) { return {load(source), load(source + lanes)}; }
+
+inline void add_floats(float* target, Pair value) {
+  store(target, load(target) + value.first);
+  store(target + lanes, load(target + lanes) + value.second);
+}
+
+// What a row's gradients are written to; nullptr: not wanted.
+template <class T>
+struct RowGradients {
+  const T* added;  // to grad_stream: the gradient that came by the residual
+  T* stream;
+  float* weight_sums;
+  float* bias_sums;
+};
+
+// grad_stream of a row and, with Sums, its contribution to the parameters' gradients. One row at a time: four share the
+// loads and stores of the sums, but evict each other from the first-level cache where rows are 2 or 4 KB apart.
+template <bool Center, bool HasWeight, bool Sums, bool Streamed, class T>
+void row_gradients(const Row<T>& row, const RowProducts& products, const RowGradients<T>& to, int64_t columns,
+                   const float* weight) {
+  // Copies: the stores might change what the references lead to, as far as the compiler knows.
+  const Row<T> from = row;
+  const RowProducts means = products;
+  const RowGradients<T> target = to;
+  const auto apply = [&](Float grad, Float x, Float w, Float& weight_sum, Float& bias_sum) {
+    const Float normalized = (Center ? x - from.mean : x) * from.rstd;
     if constexpr (Sums) {
       weight_sum += grad * normalized;
       bias_sum += grad;
     }
-    const Float g = HasWeight ? grad * load(weight + i) : grad;
-    const Float means =
-        Center ? normalized * products[r].product_mean + products[r].grad_mean : normalized * products[r].product_mean;
-    return (g - means) * rstd;
+    const Float g = HasWeight ? rounded_product(grad, w) : grad;
+    const Float mean = Center ? normalized * means.product_mean + means.grad_mean : normalized * means.product_mean;
+    return (g - mean) * from.rstd;
   };
-  const auto tile = [&](int64_t i, auto pairs, auto load_row, auto store_row) {
-    Pair weight_sum[pairs.value] = {}, bias_sum[pairs.value] = {};
-    for (int64_t r = 0; r < count; ++r) {
-      for (int p = 0; p < pairs.value; ++p) {
-        const int64_t k = i + p * pair_lanes;
-        const Pair grad = load_row(rows[r].grad + k), x = load_row(rows[r].stream + k);
-        const Pair gradient = {apply(r, k, grad.first, x.first, weight_sum[p].first, bias_sum[p].first),
-                               apply(r, k + lanes, grad.second, x.second, weight_sum[p].second, bias_sum[p].second)};
-        if (output != nullptr) store_row(output[r] + k, gradient);
-      }
+  const auto pair = [&](int64_t i, auto load_row, auto store_row) {
+    Pair w = {}, weight_sum = {}, bias_sum = {};
+    if constexpr (HasWeight) w = load_floats(weight + i);
+    const Pair grad = load_row(from.grad + i), x = load_row(from.stream + i);
+    Pair gradient = {apply(grad.first, x.first, w.first, weight_sum.first, bias_sum.first),
+                     apply(grad.second, x.second, w.second, weight_sum.second, bias_sum.second)};
+    if (target.added != nullptr) {
+      const Pair added = load_row(target.added + i);
+      gradient = {gradient.first + added.first, gradient.second + added.second};
     }
+    if (target.stream != nullptr) store_row(target.stream + i, gradient);
     if constexpr (Sums) {
-      for (int p = 0; p < pairs.value; ++p) {
-        const int64_t k = i + p * pair_lanes;
-        store(weight_sums + k, load(weight_sums + k) + weight_sum[p].first);
-        store(weight_sums + k + lanes, load(weight_sums + k + lanes) + weight_sum[p].second);
-        store(bias_sums + k, load(bias_sums + k) + bias_sum[p].first);
-        store(bias_sums + k + lanes, load(bias_sums + k + lanes) + bias_sum[p].second);
-      }
+      add_floats(target.weight_sums + i, weight_sum);
+      add_floats(target.bias_sums + i, bias_sum);
     }
   };
-  const auto whole_load = [](const T* row) { return load_pair(row); };
-  const auto whole_store = [](T* row, Pair value) { store_pair(row, value); };
+  const auto store_whole = [](T* place, Pair value) {
+    if constexpr (Streamed) {
+      stream_pair(place, value);
+    } else {
+      store_pair(place, value);
+    }
+  };
   int64_t i = 0;
-  for (; i + tile_pairs * pair_lanes <= columns; i += tile_pairs * pair_lanes) {
-    tile(i, Constant<tile_pairs>{}, whole_load, whole_store);
+  for (; i + pair_lanes <= columns; i += pair_lanes) {
+    pair(i, [](const T* place) { return load_pair(place); }, store_whole);
   }
-  for (; i + pair_lanes <= columns; i += pair_lanes) tile(i, Constant<1>{}, whole_load, whole_store);
   if (i < columns) {
     const int64_t rest = columns - i;
-    tile(
-        i, Constant<1>{}, [rest](const T* row) { return load_pair_partial(row, rest); },
-        [rest](T* row, Pair value) { store_pair_partial(row, value, rest); });
+    pair(
+        i, [rest](const T* place) { return load_pair_partial(place, rest); },
+        [rest](T* place, Pair value) { store_pair_partial(place, value, rest); });
   }
 }
 
@@ -177,23 +191,32 @@ Row<T> row_of(const NormBackwardParams& params, const T* grad, const T* stream, 
   return {grad, stream, params.center ? params.statistics[params.rows + index] : 0.0f, params.statistics[index]};
 }
 
-// The two passes over a row, for the parameters of the call. output is nullptr if it is not wanted.
+// The two passes over a row, for the parameters of the call.
 template <class T>
 struct RowPasses {
   RowProducts (*products)(const Row<T>&, int64_t, const float*);
-  void (*gradients)(const Row<T>*, const RowProducts*, T* const*, int64_t, int64_t, const float*, float*, float*);
+  void (*gradients)(const Row<T>&, const RowProducts&, const RowGradients<T>&, int64_t, const float*);
 };
 
 template <bool Center, bool HasWeight, class T>
-RowPasses<T> passes_of(bool sums) {
-  return {row_products<Center, HasWeight, T>,
-          sums ? group_gradients<Center, HasWeight, true, T> : group_gradients<Center, HasWeight, false, T>};
+RowPasses<T> passes_of(bool sums, bool streamed) {
+  const auto products = row_products<Center, HasWeight, T>;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (streamed) {
+      return {products, sums ? row_gradients<Center, HasWeight, true, true, T>
+                             : row_gradients<Center, HasWeight, false, true, T>};
+    }
+  }
+  return {products,
+          sums ? row_gradients<Center, HasWeight, true, false, T> : row_gradients<Center, HasWeight, false, false, T>};
 }
 
 template <class T>
-RowPasses<T> choose_passes(bool center, const float* weight, bool sums) {
-  if (center) return weight != nullptr ? passes_of<true, true, T>(sums) : passes_of<true, false, T>(sums);
-  return weight != nullptr ? passes_of<false, true, T>(sums) : passes_of<false, false, T>(sums);
+RowPasses<T> choose_passes(bool center, const float* weight, bool sums, bool streamed) {
+  if (center) {
+    return weight != nullptr ? passes_of<true, true, T>(sums, streamed) : passes_of<true, false, T>(sums, streamed);
+  }
+  return weight != nullptr ? passes_of<false, true, T>(sums, streamed) : passes_of<false, false, T>(sums, streamed);
 }
 
 // Calls body(first, count) for blocks of [begin, end) and moves the sums on in time.
@@ -211,34 +234,37 @@ void for_row_blocks(int64_t begin, int64_t end, ParameterSums& sums, Body body) 
   }
 }
 
+// Plain normalisation, and the fused addition where every operand has the stream's type.
 template <class T>
-void plain_backward(const NormBackwardParams& params, const float* weight, int64_t begin, int64_t end,
-                    ParameterSums& sums) {
+void one_type_backward(const NormBackwardParams& params, const float* weight, int64_t begin, int64_t end,
+                       ParameterSums& sums) {
   const int64_t columns = params.columns;
   const RowReader<T> grad_output(params.grad_output, columns);
   const RowReader<T> stream(params.stream, columns);
-  T* grad_input = static_cast<T*>(params.grad_input.data);
+  const RowReader<T> grad_new_residual(params.grad_new_residual, columns);
+  // Both summands have the same gradient; the second is copied from the first.
+  T* const summands[2] = {static_cast<T*>(params.grad_input.data), static_cast<T*>(params.grad_residual.data)};
+  T* const grad_stream = summands[0] != nullptr ? summands[0] : summands[1];
+  T* const copy = summands[0] != nullptr ? summands[1] : nullptr;
+  const bool added = params.grad_new_residual.data != nullptr;
+  const bool streamed = copy == nullptr && writes_past_caches<T>(added ? 4 : 3, params.rows, columns, grad_stream);
+  const RowPasses<T> passes = choose_passes<T>(params.center, weight, sums.wanted(), streamed);
   const T* grad_rows[row_block];
   const T* stream_rows[row_block];
-  const RowPasses<T> passes = choose_passes<T>(params.center, weight, sums.wanted());
-  const int64_t together = rows_together<T>(sums.wanted());
+  const T* added_rows[row_block] = {};
   for_row_blocks(begin, end, sums, [&](int64_t first, int64_t count) {
     grad_output.read(first, count, grad_rows);
     stream.read(first, count, stream_rows);
-    Row<T> rows[most_rows_together];
-    RowProducts products[most_rows_together] = {};
-    T* output[most_rows_together];
-    for (int64_t r = 0; r < count; r += together) {
-      const int64_t group = count - r < together ? count - r : together;
-      for (int64_t k = 0; k < group; ++k) {
-        rows[k] = row_of(params, grad_rows[r + k], stream_rows[r + k], first + r + k);
-        output[k] = grad_input + (first + r + k) * columns;
-        if (grad_input != nullptr) products[k] = passes.products(rows[k], columns, weight);
-      }
-      passes.gradients(rows, products, grad_input == nullptr ? nullptr : output, group, columns, weight, sums.weight(),
-                       sums.bias());
+    if (added) grad_new_residual.read(first, count, added_rows);
+    for (int64_t r = 0; r < count; ++r) {
+      const Row<T> row = row_of(params, grad_rows[r], stream_rows[r], first + r);
+      T* const target = grad_stream == nullptr ? nullptr : grad_stream + (first + r) * columns;
+      const RowProducts products = target == nullptr ? RowProducts{} : passes.products(row, columns, weight);
+      passes.gradients(row, products, {added_rows[r], target, sums.weight(), sums.bias()}, columns, weight);
+      if (copy != nullptr) memcpy(copy + (first + r) * columns, target, columns * sizeof(T));
     }
   });
+  finish_streams();
 }
 
 // Writes one row of grad_stream to the gradients of the two summands.
@@ -269,10 +295,11 @@ void add_row(float* grad_stream, const T* row, int64_t columns) {
   }
 }
 
-// The rows pass through float32 scratch, so that the arithmetic exists once for every combination of types.
+// The fused addition of mixed types or with dropout. The rows pass through float32 scratch, so that the arithmetic
+// exists once for every combination of types.
 template <class TGrad, class TStream>
-void add_backward(const NormBackwardParams& params, const float* weight, int64_t begin, int64_t end,
-                  ParameterSums& sums) {
+void mixed_backward(const NormBackwardParams& params, const float* weight, int64_t begin, int64_t end,
+                    ParameterSums& sums) {
   const int64_t columns = params.columns;
   const RowReader<TGrad> grad_output(params.grad_output, columns);
   const RowReader<TStream> stream(params.stream, columns);
@@ -282,7 +309,7 @@ void add_backward(const NormBackwardParams& params, const float* weight, int64_t
   float* wide_grad = scratch.as<float>();
   float* wide_stream = wide_grad + columns;
   float* grad_stream = wide_stream + columns;
-  const RowPasses<float> passes = choose_passes<float>(params.center, weight, sums.wanted());
+  const RowPasses<float> passes = choose_passes<float>(params.center, weight, sums.wanted(), false);
   const TGrad* grad_rows[row_block];
   const TStream* stream_rows[row_block];
   const TStream* extra_rows[row_block];
@@ -295,8 +322,8 @@ void add_backward(const NormBackwardParams& params, const float* weight, int64_t
       widen(stream_rows[r], wide_stream, columns);
       const Row<float> row = row_of<float>(params, wide_grad, wide_stream, first + r);
       const RowProducts products = passes.products(row, columns, weight);
-      passes.gradients(&row, &products, wanted ? &grad_stream : nullptr, 1, columns, weight, sums.weight(),
-                       sums.bias());
+      passes.gradients(row, products, {nullptr, wanted ? grad_stream : nullptr, sums.weight(), sums.bias()}, columns,
+                       weight);
       if (!wanted) continue;
       if (params.grad_new_residual.data != nullptr) add_row(grad_stream, extra_rows[r], columns);
       scatter_to_summands(params, grad_stream, first + r);
@@ -311,9 +338,9 @@ void norm_backward(const NormBackwardParams& params, const float* weight, int64_
   ParameterSums sums(params.columns, weight_sums, bias_sums);
   with_type(params.grad_output.dtype, [&](auto element) {
     using T = decltype(element);
-    if (!params.fused_residual) return plain_backward<T>(params, weight, begin, end, sums);
-    if (params.stream.dtype == DataType::float32) return add_backward<T, float>(params, weight, begin, end, sums);
-    return add_backward<T, T>(params, weight, begin, end, sums);
+    if (!params.fused_residual || has_one_type(params)) return one_type_backward<T>(params, weight, begin, end, sums);
+    if (params.stream.dtype == DataType::float32) return mixed_backward<T, float>(params, weight, begin, end, sums);
+    return mixed_backward<T, T>(params, weight, begin, end, sums);
   });
 }
 

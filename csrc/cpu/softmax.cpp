@@ -8,74 +8,112 @@
 namespace fusewright::FUSEWRIGHT_ISA {
 namespace {
 
-// The row as float32 into `values`; returns its maximum. A NaN may or may not be the maximum: it reaches the sum.
-template <class T>
-float widen_and_maximum(const T* x, float* values, int64_t columns) {
-  const Float lowest = broadcast(-__builtin_inff());
-  Float best[2] = {lowest, lowest};
-  int64_t i = 0;
-  for (; i + 2 * lanes <= columns; i += 2 * lanes) {
-    for (int a = 0; a < 2; ++a) {
-      const Float value = load(x + i + a * lanes);
-      store(values + i + a * lanes, value);
-      best[a] = maximum(value, best[a]);
-    }
+// Float32 scratch and results keep their natural order.
+using InOrder = SharedOrder<float>;
+
+// Vectors in flight: pairs that a pass takes in one step.
+constexpr int step_pairs = 2;
+constexpr int64_t step = step_pairs * pair_lanes;
+
+template <int Step = lanes / 2>
+float largest_lane(Float vector) {
+  if constexpr (Step == 0) {
+    return vector[0];
+  } else {
+    return largest_lane<Step / 2>(fast_maximum(vector, rotate<Step>(vector)));
   }
-  for (; i < columns; i += lanes) {
-    const int64_t count = columns - i < lanes ? columns - i : lanes;
-    const Float value = load_partial(x + i, count);
-    store_partial(values + i, value, count);
-    best[0] = maximum(select(first_lanes(count), value, lowest), best[0]);
-  }
-  return maximum_lanes(maximum(best[0], best[1]));
 }
 
-// values = exp(values - maximum); returns their sum.
-double exponentials(float* values, float maximum, int64_t columns) {
+// A NaN may or may not be the maximum: it reaches the sum.
+template <class Order, class T>
+float row_maximum(const T* x, int64_t columns) {
+  const float lowest = -__builtin_inff();
+  Pair best[step_pairs];
+  for (Pair& pair : best) pair = {broadcast(lowest), broadcast(lowest)};
+  const auto compare = [&](int a, Pair value) {
+    best[a] = {fast_maximum(value.first, best[a].first), fast_maximum(value.second, best[a].second)};
+  };
+  int64_t i = 0;
+  for (; i + step <= columns; i += step) {
+    for (int a = 0; a < step_pairs; ++a) compare(a, Order::load(x + i + a * pair_lanes));
+  }
+  for (; i + pair_lanes <= columns; i += pair_lanes) compare(0, Order::load(x + i));
+  const int64_t rest = columns - i;
+  if (rest > 0) compare(0, Order::first_elements(rest, Order::load_partial(x + i, rest), lowest));
+  return largest_lane(
+      fast_maximum(fast_maximum(best[0].first, best[0].second), fast_maximum(best[1].first, best[1].second)));
+}
+
+template <class TOut>
+Float exponential(Float x) {
+  return sizeof(TOut) == sizeof(float) ? exp_nonpositive(x) : exp_nonpositive_for_two_bytes(x);
+}
+
+// values[i] = exp(x[i] - maximum), precise enough for TOut; returns their sum. `values` has room for `columns`
+// elements.
+template <class Order, class TOut, class T>
+double exponentials(const T* x, float* values, float maximum, int64_t columns) {
   double total = 0;
   for (int64_t begin = 0; begin < columns; begin += sum_block) {
     const int64_t end = columns - begin < sum_block ? columns : begin + sum_block;
-    Float sum = {};
+    Pair sum[step_pairs] = {};
+    const auto add = [&](int a, Pair value) -> Pair {
+      const Pair e = {exponential<TOut>(value.first - maximum), exponential<TOut>(value.second - maximum)};
+      sum[a].first += e.first;
+      sum[a].second += e.second;
+      return e;
+    };
     int64_t i = begin;
-    for (; i + lanes <= end; i += lanes) {
-      const Float e = exp_nonpositive(load(values + i) - maximum);
-      store(values + i, e);
-      sum += e;
+    for (; i + step <= end; i += step) {
+      for (int a = 0; a < step_pairs; ++a) {
+        const int64_t k = i + a * pair_lanes;
+        InOrder::store(values + k, add(a, Order::load(x + k)));
+      }
     }
-    if (i < end) {
-      const Float e = exp_nonpositive(load_partial(values + i, end - i) - maximum);
-      store_partial(values + i, e, end - i);
-      sum += select(first_lanes(end - i), e, Float{});
+    for (; i + pair_lanes <= end; i += pair_lanes) InOrder::store(values + i, add(0, Order::load(x + i)));
+    const int64_t rest = end - i;
+    if (rest > 0) {
+      // The exponential of -Inf adds nothing to the sum.
+      const Pair value = Order::first_elements(rest, Order::load_partial(x + i, rest), -__builtin_inff());
+      const Pair e = add(0, value);
+      if constexpr (Order::pair_order) {
+        InOrder::store(values + i, e);
+      } else {
+        InOrder::store_partial(values + i, e, rest);
+      }
     }
-    total += sum_lanes(sum);
+    total += sum_lanes((sum[0].first + sum[0].second) + (sum[1].first + sum[1].second));
   }
   return total;
 }
 
 // y = values / sum. The reciprocal is carried in two parts, which gives the rounding of a division for one more FMA.
-template <class T>
+template <class Order, class T>
 void scale_row(const float* values, T* y, int64_t columns, double sum) {
   const double reciprocal = 1.0 / sum;
   const float high = static_cast<float>(reciprocal);
   const float low = static_cast<float>(reciprocal - high);
+  const auto scale = [&](Pair e) -> Pair { return {e.first * high + e.first * low, e.second * high + e.second * low}; };
   int64_t i = 0;
-  for (; i + lanes <= columns; i += lanes) {
-    const Float e = load(values + i);
-    store(y + i, e * high + e * low);
-  }
-  if (i < columns) {
-    const Float e = load_partial(values + i, columns - i);
-    store_partial(y + i, e * high + e * low, columns - i);
+  for (; i + pair_lanes <= columns; i += pair_lanes) Order::store(y + i, scale(InOrder::load(values + i)));
+  const int64_t rest = columns - i;
+  if (rest == 0) return;
+  if constexpr (Order::pair_order) {
+    Order::store_partial(y + i, scale(InOrder::load(values + i)), rest);
+  } else {
+    Order::store_partial(y + i, scale(InOrder::load_partial(values + i, rest)), rest);
   }
 }
 
 template <class TIn, class TOut>
 void forward_rows(const SoftmaxForwardParams& params, int64_t begin, int64_t end) {
+  using Order = SharedOrder<TIn, TOut>;
   const int64_t columns = params.columns;
   const RowReader<TIn> input(params.input, columns);
   const RowWriter<TOut> output(params.output, columns);
-  const Scratch scratch(columns * sizeof(float));
-  float* values = scratch.as<float>();
+  // A float32 output holds the exponentials itself until they are scaled.
+  constexpr bool wide_output = sizeof(TOut) == sizeof(float);
+  const Scratch scratch(wide_output ? 0 : whole_pairs(columns) * sizeof(float));
   const TIn* x[row_block];
   TOut* y[row_block];
   for (int64_t first = begin; first < end; first += row_block) {
@@ -83,28 +121,35 @@ void forward_rows(const SoftmaxForwardParams& params, int64_t begin, int64_t end
     input.read(first, count, x);
     output.rows(first, count, y);
     for (int64_t r = 0; r < count; ++r) {
-      const float maximum = widen_and_maximum(x[r], values, columns);
-      scale_row(values, y[r], columns, exponentials(values, maximum, columns));
+      float* values = scratch.as<float>();
+      if constexpr (wide_output) values = y[r];
+      const float maximum = row_maximum<Order>(x[r], columns);
+      scale_row<Order>(values, y[r], columns, exponentials<Order, TOut>(x[r], values, maximum, columns));
     }
     output.commit(first, count);
   }
 }
 
-template <class TGrad, class TOut>
-double dot(const TGrad* grad, const TOut* y, int64_t columns) {
+template <class T>
+double dot(const T* grad, const T* y, int64_t columns) {
   double total = 0;
   for (int64_t begin = 0; begin < columns; begin += sum_block) {
     const int64_t end = columns - begin < sum_block ? columns : begin + sum_block;
-    Float sum[2] = {};
+    Pair sum[step_pairs] = {};
+    const auto add = [&](int a, Pair g, Pair v) {
+      sum[a].first += g.first * v.first;
+      sum[a].second += g.second * v.second;
+    };
     int64_t i = begin;
-    for (; i + 2 * lanes <= end; i += 2 * lanes) {
-      for (int a = 0; a < 2; ++a) sum[a] += load(grad + i + a * lanes) * load(y + i + a * lanes);
+    for (; i + step <= end; i += step) {
+      for (int a = 0; a < step_pairs; ++a) {
+        const int64_t k = i + a * pair_lanes;
+        add(a, load_pair(grad + k), load_pair(y + k));
+      }
     }
-    for (; i < end; i += lanes) {
-      const int64_t count = end - i < lanes ? end - i : lanes;
-      sum[0] += load_partial(grad + i, count) * load_partial(y + i, count);
-    }
-    total += sum_lanes(sum[0] + sum[1]);
+    for (; i + pair_lanes <= end; i += pair_lanes) add(0, load_pair(grad + i), load_pair(y + i));
+    if (i < end) add(0, load_pair_partial(grad + i, end - i), load_pair_partial(y + i, end - i));
+    total += sum_lanes((sum[0].first + sum[0].second) + (sum[1].first + sum[1].second));
   }
   return total;
 }
@@ -112,6 +157,7 @@ double dot(const TGrad* grad, const TOut* y, int64_t columns) {
 // grad_input = y * (grad - dot(grad, y))
 template <class TY, class TX>
 void backward_rows(const SoftmaxBackwardParams& params, int64_t begin, int64_t end) {
+  using Order = SharedOrder<TY, TX>;
   const int64_t columns = params.columns;
   const RowReader<TY> grad_output(params.grad_output, columns);
   const RowReader<TY> output(params.output, columns);
@@ -126,13 +172,17 @@ void backward_rows(const SoftmaxBackwardParams& params, int64_t begin, int64_t e
     grad_input.rows(first, count, x);
     for (int64_t r = 0; r < count; ++r) {
       const float product = static_cast<float>(dot(grad[r], y[r], columns));
+      const auto gradient = [&](Pair g, Pair v) -> Pair {
+        return {v.first * (g.first - product), v.second * (g.second - product)};
+      };
       int64_t i = 0;
-      for (; i + lanes <= columns; i += lanes) {
-        store(x[r] + i, load(y[r] + i) * (load(grad[r] + i) - product));
+      for (; i + pair_lanes <= columns; i += pair_lanes) {
+        Order::store(x[r] + i, gradient(Order::load(grad[r] + i), Order::load(y[r] + i)));
       }
-      if (i < columns) {
-        const int64_t rest = columns - i;
-        store_partial(x[r] + i, load_partial(y[r] + i, rest) * (load_partial(grad[r] + i, rest) - product), rest);
+      const int64_t rest = columns - i;
+      if (rest > 0) {
+        const Pair last = gradient(Order::load_partial(grad[r] + i, rest), Order::load_partial(y[r] + i, rest));
+        Order::store_partial(x[r] + i, last, rest);
       }
     }
     grad_input.commit(first, count);

@@ -190,6 +190,39 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
   return {output, statistics};
 }
 
+std::tuple<Tensor, Tensor> attention_decode(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths,
+                                            optional<Tensor> block_table, optional<Tensor> alibi_slopes,
+                                            optional<Tensor> sinks, double scale, double softcap, int64_t window_left) {
+  AttentionInputs inputs{query, key_cache, value_cache};
+  inputs.alibi_slopes = alibi_slopes;
+  inputs.sinks = sinks;
+  inputs.scale = scale;
+  inputs.softcap = softcap;
+  inputs.window_left = window_left;
+  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
+  Tensor output = empty_in_layout_of(query, batch, heads, queries, value_cache.size(3));
+  const int64_t statistics_sizes[4] = {2, batch, heads, queries};
+  Tensor statistics = empty(statistics_sizes, 4, ScalarType::Float, query);
+  AttentionDecodeParams params;
+  fill(params, inputs);
+  params.output = heads_view(output);
+  params.maximum = static_cast<float*>(statistics.data_ptr());
+  params.total = params.maximum + batch * heads * queries;
+  if (block_table.has_value()) {
+    params.block_table = static_cast<const int64_t*>(block_table->data_ptr());
+    params.block_table_stride = block_table->size(1);
+    params.page_size = key_cache.size(2);
+  }
+  std::vector<AttentionSequence> sequences;
+  const int64_t* length = static_cast<const int64_t*>(lengths.data_ptr());
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t keys = length[b * lengths.stride(0)];
+    sequences.push_back({b, 0, queries, 0, keys, keys - queries});
+  }
+  run_decode(params, sequences);
+  return {output, statistics};
+}
+
 // Sums of keys and values that one backward task writes, laid out one behind the other.
 struct SumSizes {
   int64_t key_columns, value_columns;
@@ -380,5 +413,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> attention_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(fusewright, CPU, library) {
   library.impl("attention_forward.cpu", TORCH_BOX(&fusewright::ops::attention_forward));
+  library.impl("attention_decode.cpu", TORCH_BOX(&fusewright::ops::attention_decode));
   library.impl("attention_backward.cpu", TORCH_BOX(&fusewright::ops::attention_backward));
 }

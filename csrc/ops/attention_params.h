@@ -11,11 +11,12 @@ namespace fusewright::ops {
 // The arguments that forward and backward share, in the schema's order.
 struct AttentionInputs {
   Tensor query, key, value;
-  std::optional<Tensor> mask, block_mask, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k;
-  int64_t block_size;
-  double scale, softcap, dropout_p;
-  int64_t window_left, window_right;
-  bool bottom_right;
+  std::optional<Tensor> mask = {}, block_mask = {}, alibi_slopes = {}, sinks = {}, seed = {};
+  std::optional<Tensor> cu_seqlens_q = {}, cu_seqlens_k = {};
+  int64_t block_size = 0;
+  double scale = 1, softcap = 0, dropout_p = 0;
+  int64_t window_left = -1, window_right = 0;
+  bool bottom_right = true;
 };
 
 inline MaskView mask_view(const std::optional<Tensor>& mask) {

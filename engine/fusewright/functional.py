@@ -259,3 +259,53 @@ def varlen_attention(
         query, key, value, cu_seqlens_q, cu_seqlens_k, dropout_p, is_causal, scale,
         window, softcap, alibi_slopes, sinks, causal_alignment, return_lse, seed, backend,
     )  # fmt: skip
+
+
+def decode_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    cache_seqlens: Tensor,
+    *,
+    new_key: Tensor | None = None,
+    new_value: Tensor | None = None,
+    block_table: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    rotary_interleaved: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of the newest tokens over a key/value cache: append in place, then causal attention. No gradient.
+
+    The keys are split over threads, so that one sequence keeps a machine busy.
+
+    Args:
+        query: (B, H, T, D): the last T tokens of each sequence, those appended included.
+        key_cache, value_cache: (B, HK, capacity, D) and (B, HK, capacity, DV), H a multiple of HK; or with
+            ``block_table`` in pages, (pages, HK, page size, D). Any strides, so a cache (B, capacity, HK, D) is passed
+            as ``cache.transpose(1, 2)``.
+        cache_seqlens: (B,) int32 or int64, how many keys each sequence holds before the call. It is not changed.
+        new_key, new_value: (B, HK, new, D) and (B, HK, new, DV): written behind the keys that are there.
+        block_table: (B, pages of a sequence) int32 or int64: key j of sequence b lies in page
+            ``block_table[b, j // page size]`` at ``j % page size``.
+        rotary_cos, rotary_sin: (positions, R) with 2R <= D: turn query and new_key by the angles of their positions.
+        rotary_interleaved: pairs are elements (2i, 2i + 1), else (i, i + R).
+        window: see only that many keys before each query.
+        scale, softcap, alibi_slopes, sinks, return_lse: as in :func:`scaled_dot_product_attention`.
+
+    Returns:
+        (B, H, T, DV); with ``return_lse`` also the log-sum-exp (B, H, T).
+
+    Source: Dao et al., "Flash-Decoding for long-context inference", 2023; Kwon et al., "Efficient memory management for
+    large language model serving with PagedAttention", 2023.
+    """
+    return _attention.decode_attention(
+        query, key_cache, value_cache, cache_seqlens, new_key, new_value, block_table, rotary_cos, rotary_sin,
+        rotary_interleaved, scale, softcap, window, alibi_slopes, sinks, return_lse, backend,
+    )  # fmt: skip

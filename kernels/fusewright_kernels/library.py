@@ -266,3 +266,15 @@ _define(
     " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask, Tensor grad_sinks)",
     _attention_backward_fake,
 )
+
+# attention_decode: attention_forward of few queries over a cache, causal with the queries last. Sequence b holds
+# lengths[b] keys, query i of T stands at position lengths[b] - T + i. query (B, H, T, D); caches (B, HK, S, D) and
+# (B, HK, S, DV), or with block_table (B, pages of a sequence) in pages: caches (pages, HK, page size, D), where key j
+# of sequence b is row j % page size of page block_table[b, j // page size]. lengths and block_table are int64.
+
+_define(
+    "attention_decode",
+    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor lengths, Tensor? block_table, Tensor? alibi_slopes,"
+    " Tensor? sinks, float scale, float softcap, int window_left) -> (Tensor output, Tensor statistics)",
+    lambda query, key_cache, value_cache, *arguments: _attention_forward_fake(query, key_cache, value_cache),
+)

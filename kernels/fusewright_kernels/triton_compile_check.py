@@ -1,5 +1,8 @@
 """Compiles the Triton kernels ahead of time, with no GPU, and fails on a register spill.
 
+Attention fails as well where a program needs more shared memory than the GPU has, and where the common 16-bit cases do
+not run on Hopper's warp-group matrix instructions.
+
     python -m fusewright_kernels.triton_compile_check
 
 Every kernel is compiled for sm_80 and sm_90 in every tile that its launcher can choose, with all of its optional
@@ -45,6 +48,20 @@ class Usage(NamedTuple):
     registers: int
     stack: int
     local: int
+    shared: int  # bytes that a launch asks for
+    warp_groups: bool  # whether warp-group matrix instructions occur
+
+
+class Compilation(NamedTuple):
+    """A kernel for one architecture; ``description`` is for the report."""
+
+    kernel_name: str
+    description: str
+    source: Any
+    architecture: int
+    options: dict[str, Any]
+    shared_limit: int | None = None
+    wants_warp_groups: bool = False
 
 
 _FLOAT32_POINTERS = ("p_weight", "p_bias", "p_statistics", "p_weight_partial", "p_bias_partial", "p_partial")
@@ -149,25 +166,56 @@ def _argument_type(name: str, dtype: str) -> str:
     return "i64" if name == "keep_threshold" else "i32"
 
 
-def usage_of(case: Case, architecture: int) -> Usage:
+def compilations() -> Iterator[Compilation]:
+    from fusewright_kernels.attention import compile_cases as attention
+    from fusewright_kernels.attention import tiles as attention_tiles
+
+    for architecture in ARCHITECTURES:
+        for case in cases():
+            name, options = case.kernel.__name__, {"num_warps": case.tile.num_warps}
+            description = f"{name} {case.tile} {case.dtype} {case.layout}"
+            yield Compilation(name, description, source_of(case), architecture, options)
+        limit = attention_tiles.SHARED_MEMORY[architecture]
+        for attention_case in attention.cases(architecture):
+            yield Compilation(
+                attention_case.kernel.__name__, attention_case.description, attention_case.source(), architecture,
+                attention_case.options, limit, attention_case.wants_warp_groups,
+            )  # fmt: skip
+
+
+def usage_of(compilation: Compilation) -> Usage:
     import triton
     from triton.backends.compiler import GPUTarget
 
     compiled = triton.compile(
-        source_of(case),
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": case.tile.num_warps, **LAUNCH_OPTIONS},
+        compilation.source,
+        target=GPUTarget("cuda", compilation.architecture, 32),
+        options={**compilation.options, **LAUNCH_OPTIONS},
     )
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+    def dump(what: str) -> str:
+        return subprocess.run([str(cuobjdump), what, file.name], check=True, capture_output=True, text=True).stdout
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(cuobjdump), "--dump-resource-usage", file.name]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        report = dump("--dump-resource-usage")
+        warp_groups = compilation.wants_warp_groups and "HGMMA" in dump("--dump-sass")
     found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", report)
     if found is None:
         raise RuntimeError(f"cuobjdump's report names no registers: {report}")
-    return Usage(*map(int, found.groups()))
+    registers, stack, local = map(int, found.groups())
+    return Usage(registers, stack, local, compiled.metadata.shared, warp_groups)
+
+
+def faults_of(compilation: Compilation, usage: Usage) -> Iterator[str]:
+    if usage.stack or usage.local:
+        yield "SPILL"
+    if compilation.shared_limit is not None and usage.shared > compilation.shared_limit:
+        yield "SHARED MEMORY"
+    if compilation.wants_warp_groups and not usage.warp_groups:
+        yield "NO WARP GROUPS"
 
 
 def main() -> int:
@@ -178,23 +226,25 @@ def main() -> int:
         print("Triton is not installed: there is nothing to compile with.", file=sys.stderr)
         return 2
     started = time.perf_counter()
-    compilations: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     most_registers: Counter[str] = Counter()
-    spills = 0
-    for case in cases():
-        for architecture in ARCHITECTURES:
-            name, usage = case.kernel.__name__, usage_of(case, architecture)
-            compilations[name] += 1
-            most_registers[name] = max(most_registers[name], usage.registers)
-            if usage.stack or usage.local:
-                spills += 1
-                print(f"SPILL sm_{architecture} {name} {case.tile} {case.dtype} {case.layout} {usage}", flush=True)
+    spills = others = on_warp_groups = 0
+    for compilation in compilations():
+        name, usage = compilation.kernel_name, usage_of(compilation)
+        counts[name] += 1
+        most_registers[name] = max(most_registers[name], usage.registers)
+        on_warp_groups += usage.warp_groups
+        for fault in faults_of(compilation, usage):
+            spills += fault == "SPILL"
+            others += fault != "SPILL"
+            print(f"{fault} sm_{compilation.architecture} {compilation.description} {usage}", flush=True)
     print(f"{'kernel':34} {'compilations':>12} {'most registers':>14}")
-    for name, count in compilations.items():
+    for name, count in counts.items():
         print(f"{name:34} {count:12} {most_registers[name]:14}")
     seconds = time.perf_counter() - started
-    print(f"{compilations.total()} compilations for sm_80 and sm_90 in {seconds:.0f} s, {spills} with a spill")
-    return 1 if spills else 0
+    print(f"{counts.total()} compilations for sm_80 and sm_90 in {seconds:.0f} s, {spills} with a spill")
+    print(f"{on_warp_groups} attention kernels on warp-group matrix instructions, {others} other faults")
+    return 1 if spills or others else 0
 
 
 if __name__ == "__main__":

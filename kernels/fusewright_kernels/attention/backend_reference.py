@@ -83,6 +83,11 @@ def attention_backward(
     return tuple(results)
 
 
+def attention_decode(query: Tensor, key_cache: Tensor, value_cache: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    output, statistics = reference.attention_decode(query, key_cache, value_cache, *arguments)
+    return library.in_layout_of(query, (*query.shape[:3], value_cache.shape[3])).copy_(output), statistics
+
+
 def attach() -> None:
-    for op in (attention_forward, attention_backward):
+    for op in (attention_forward, attention_backward, attention_decode):
         library.attach_reference(op.__name__, op)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusewright_kernels import library, philox
 from fusewright_kernels.attention import tiles
+from fusewright_kernels.attention.tile_lists import lists_of, tiles_in_window, visited_tiles
 from fusewright_kernels.attention.tiles import Tile
 from fusewright_kernels.dispatch import Call
 from fusewright_kernels.triton_support import (
@@ -27,9 +28,6 @@ from fusewright_kernels.triton_support import (
 
 # Farther than any two positions lie apart, and twice it still fits 32 bits.
 _NO_LIMIT = 2**30
-# Shared memory that a program may have on GPUs that take the tiles of sm_90.
-_LARGE_SHARED_MEMORY = 227 * 1024
-_ROWS_BLOCK_M, _ROWS_WIDEST = 32, 128
 
 
 def refuse(call: Call) -> str | None:
@@ -50,7 +48,8 @@ def _architecture(device: torch.device) -> int:
     """Which column of the tile table ``device`` takes."""
     if device.type != "cuda":
         return 80
-    return 90 if torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= _LARGE_SHARED_MEMORY else 80
+    available = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
+    return max((own for own, needed in tiles.SHARED_MEMORY.items() if needed <= available), default=80)
 
 
 @dataclass(frozen=True)
@@ -85,24 +84,35 @@ class _Problem:
         return self.mask is not None and self.mask.dtype is not torch.bool
 
     @property
+    def has_dropout(self) -> bool:
+        return self.seed is not None and self.dropout_p > 0.0
+
+    @property
     def unit(self) -> float:
         """What one natural unit of a logit is in the kernels', see ``triton_primitives``."""
         return 1.0 if self.additive else math.log2(math.e)
 
     def tile(self, table: Any) -> Tile:
-        architecture = _architecture(self.query.device)
-        return table(self.query.itemsize, self.query.shape[3], self.value.shape[3], architecture)
+        widths = self.query.shape[3], self.value.shape[3]
+        of_kind = functools.partial(table, self.query.itemsize, *widths, _architecture(self.query.device))
+        tile = of_kind(by_pair=self.mask is not None or self.has_dropout)
+        return tile if self._blocks_hold(tile) else of_kind(by_pair=True)
+
+    def _blocks_hold(self, tile: Tile) -> bool:
+        """Whether no tile has pairs of several blocks of the block mask, so that it needs no look-up by pair."""
+        if self.block_mask is None:
+            return True
+        return self.block_size % tile.block_m == 0 and self.block_size % tile.block_n == 0
 
     def operands(self) -> dict[str, Any]:
         """Tensors, sizes and scalars that every kernel takes under one name."""
         query, key, value, sequences = self.query, self.key, self.value, self.cu_seqlens_q
-        dropout = self.seed is not None and self.dropout_p > 0.0
         n_sequences = 0 if sequences is None else sequences.numel() - 1
         return {
             "p_query": query,
             "p_key": key,
             "p_value": value,
-            "p_seed": self.seed if dropout else None,
+            "p_seed": self.seed if self.has_dropout else None,
             "p_cu_seqlens_q": self.cu_seqlens_q,
             "p_cu_seqlens_k": self.cu_seqlens_k,
             "p_alibi_slopes": self.alibi_slopes,
@@ -124,7 +134,7 @@ class _Problem:
             "scale": self.scale / self.softcap if self.softcap > 0.0 else self.scale * self.unit,
             "softcap": self.softcap * self.unit,
             "keep_threshold": philox.keep_threshold(self.dropout_p),
-            "keep_scale": _keep_scale(self.dropout_p) if dropout else 1.0,
+            "keep_scale": _keep_scale(self.dropout_p) if self.has_dropout else 1.0,
             "SOFTCAP": self.softcap > 0.0,
             "BOTTOM_RIGHT": self.bottom_right,
         }
@@ -151,19 +161,22 @@ class _Problem:
             absent = dict.fromkeys(("p_block_mask", "p_tile_counts", "p_tile_lists"))
             return {**absent, "block_size": 1, "n_block_columns": 0, "n_tile_rows": 0, "stride_block_h": 0,
                     "stride_list_h": 0}  # fmt: skip
-        visited = self._visited_tiles(tile)
-        visited = visited.mT if keys_own else visited
-        per_head = self.block_mask.shape[0] > 1
-        blocks_hold_tiles = self.block_size % tile.block_m == 0 and self.block_size % tile.block_n == 0
+        lengths = (self.query.shape[2], self.key.shape[2])
+        visited = visited_tiles(self.block_mask, self.block_size, lengths, (tile.block_m, tile.block_n))
+        if self.cu_seqlens_q is None:
+            shift = lengths[1] - lengths[0] if self.bottom_right else 0
+            visited = visited & tiles_in_window(
+                lengths, (tile.block_m, tile.block_n), shift, _limit(self.window_left), _limit(self.window_right),
+                self.query.device,
+            )  # fmt: skip
+        counts, lists = lists_of(visited.mT if keys_own else visited)
         return {
             **self.element_block_mask(),
-            **({"p_block_mask": None} if blocks_hold_tiles else {}),
-            "p_tile_counts": visited.sum(-1, dtype=torch.int32).contiguous(),
-            "p_tile_lists": torch.sort(visited.to(torch.uint8), dim=-1, descending=True, stable=True)
-            .indices.to(torch.int32)
-            .contiguous(),
-            "n_tile_rows": visited.shape[2],
-            "stride_list_h": visited.shape[1] if per_head else 0,
+            **({"p_block_mask": None} if self._blocks_hold(tile) else {}),
+            "p_tile_counts": counts,
+            "p_tile_lists": lists,
+            "n_tile_rows": lists.shape[2],
+            "stride_list_h": lists.shape[1] if self.block_mask.shape[0] > 1 else 0,
         }
 
     def element_block_mask(self) -> dict[str, Any]:
@@ -176,33 +189,6 @@ class _Problem:
             "n_block_columns": blocks.shape[2],
             "stride_block_h": blocks.stride(0) if blocks.shape[0] > 1 else 0,
         }
-
-    def _visited_tiles(self, tile: Tile) -> Tensor:
-        """Bool (1 or H, tiles of queries, tiles of keys): which of them hold a pair that may meet."""
-        assert self.block_mask is not None
-        lengths, device = (self.query.shape[2], self.key.shape[2]), self.query.device
-        (top, bottom), (left, right) = (
-            _first_and_last(length, block, device)
-            for length, block in zip(lengths, (tile.block_m, tile.block_n), strict=True)
-        )
-        # Visible blocks above and to the left of each corner; a tile's own are a difference of four.
-        counts = torch.nn.functional.pad(self.block_mask.to(torch.int32).cumsum(1).cumsum(2), (1, 0, 1, 0))
-        first_row, last_row = top // self.block_size, bottom // self.block_size + 1
-        first_column, last_column = left // self.block_size, right // self.block_size + 1
-        rows = counts[:, last_row] - counts[:, first_row]
-        visited = rows[:, :, last_column] > rows[:, :, first_column]
-        if self.cu_seqlens_q is not None:
-            return visited
-        shift = lengths[1] - lengths[0] if self.bottom_right else 0
-        nearest = left[None, :] - bottom[:, None] - shift <= _limit(self.window_right)
-        farthest = right[None, :] - top[:, None] - shift >= -_limit(self.window_left)
-        return visited & nearest & farthest
-
-
-def _first_and_last(length: int, block: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First and last position of each tile."""
-    first = torch.arange(0, length, block, device=device)
-    return first, (first + block).clamp(max=length) - 1
 
 
 def _keep_scale(dropout_p: float) -> float:
@@ -231,6 +217,7 @@ def _blocks(tile: Tile) -> dict[str, Any]:
         "BLOCK_DV": tile.block_dv,
         "num_warps": tile.num_warps,
         "num_stages": tile.num_stages,
+        **tiles.REGISTER_OPTIONS,
         **LAUNCH_OPTIONS,
     }
 
@@ -317,7 +304,7 @@ def _row_numbers(
     rows = statistics.new_empty((3, *statistics.shape[1:]))
     output = output if output.stride(3) == 1 else output.contiguous()
     n_rows = rows[0].numel()
-    kernels.attention_backward_rows_kernel[(ceil_div(n_rows, _ROWS_BLOCK_M),)](
+    kernels.attention_backward_rows_kernel[(ceil_div(n_rows, tiles.ROWS.block_m),)](
         p_grad_output=grad_output,
         p_output=output,
         p_statistics=statistics.contiguous(),
@@ -332,17 +319,15 @@ def _row_numbers(
            else _strides("lse", grad_lse, "bht")),
         DV=width,
         ADDITIVE=problem.additive,
-        BLOCK_M=_ROWS_BLOCK_M,
-        BLOCK_DV=min(tiles.padded(width), _ROWS_WIDEST),
-        num_warps=4,
+        BLOCK_M=tiles.ROWS.block_m,
+        BLOCK_DV=tiles.ROWS.block_dv,
+        num_warps=tiles.ROWS.num_warps,
         **LAUNCH_OPTIONS,
     )  # fmt: skip
     return rows
 
 
-def _launch_key(
-    problem: _Problem, shared: dict[str, Any], grad_key: Tensor | None, grad_value: Tensor | None
-) -> None:
+def _launch_key(problem: _Problem, shared: dict[str, Any], grad_key: Tensor | None, grad_value: Tensor | None) -> None:
     from fusewright_kernels.attention import triton_kernels_backward as kernels
 
     batch, key_heads, length, _ = problem.key.shape

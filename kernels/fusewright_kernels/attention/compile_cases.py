@@ -39,7 +39,6 @@ class Features(NamedTuple):
 
     name: str
     present: tuple[str, ...] = ()
-    bool_mask: bool = False
     softcap: bool = False
     uneven: bool = False
 
@@ -52,7 +51,6 @@ LIGHT = Features(
     "all but masks and dropout", tuple(name for name in _OPTIONAL if name not in _BY_ELEMENT), softcap=True, uneven=True
 )
 DROPOUT = Features("causal with dropout", ("p_seed",), uneven=True)
-BOOL_MASK = Features("bool mask", ("p_mask",), bool_mask=True, uneven=True)
 EVERYTHING = Features("everything", _OPTIONAL, softcap=True, uneven=True)
 
 
@@ -66,9 +64,19 @@ class Case(NamedTuple):
     group: int = 1
 
     @property
-    def main(self) -> bool:
-        """Whether it must run on Hopper's warp-group matrix instructions."""
-        return self.architecture == 90 and self.dtype != "fp32" and min(self.widths) >= 64
+    def description(self) -> str:
+        widths = "x".join(map(str, self.widths))
+        return f"{self.kernel.__name__} {self.dtype} {widths} {self.features.name} {self.tile}"
+
+    @property
+    def wants_warp_groups(self) -> bool:
+        """Whether it is one of the cases that must run on Hopper's warp-group matrix instructions."""
+        by_pair = any(name in self.features.present for name in _BY_ELEMENT)
+        return self.architecture == 90 and self.dtype != "fp32" and 64 <= max(self.widths) <= 128 and not by_pair
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.tile.num_warps, "num_stages": self.tile.num_stages, **tiles.REGISTER_OPTIONS}
 
     def source(self) -> Any:
         """The kernel with its arguments typed and specialised as a launch on contiguous tensors would."""
@@ -99,7 +107,7 @@ class Case(NamedTuple):
             "GROUP": self.group,
             "PACKED_HEADS": self.group,
             "SOFTCAP": self.features.softcap,
-            "ADDITIVE": "p_mask" in self.features.present and not self.features.bool_mask,
+            "ADDITIVE": "p_mask" in self.features.present,
             "BOTTOM_RIGHT": self.features.uneven,
             "ALWAYS_MASKED": always_masked,
             "UNEVEN": self.features.uneven,
@@ -112,8 +120,6 @@ class Case(NamedTuple):
         }
 
     def _type_of(self, name: str) -> str:
-        if name == "p_mask" and self.features.bool_mask:
-            return "*u8"
         if name.startswith("p_"):
             return _POINTERS.get(name, f"*{self.dtype}")
         if name in _FLOATS:
@@ -126,3 +132,33 @@ _KERNELS = (
     (backward.attention_backward_key_kernel, tiles.backward_key_tile),
     (backward_query.attention_backward_query_kernel, tiles.backward_query_tile),
 )
+
+# Every shape of the tables with the features that fill the registers, and a padded width.
+_COVERAGE = (
+    ("bf16", (80, 80), (CAUSAL,)),
+    ("bf16", (128, 128), (CAUSAL, LIGHT, DROPOUT, EVERYTHING)),
+    ("fp32", (64, 64), (CAUSAL, EVERYTHING)),
+    ("fp32", (128, 128), (EVERYTHING,)),
+    ("bf16", (64, 64), (CAUSAL, LIGHT, EVERYTHING)),
+    ("bf16", (16, 16), (LIGHT,)),
+    ("bf16", (256, 256), (LIGHT, EVERYTHING)),
+    ("bf16", (512, 512), (LIGHT, EVERYTHING)),
+    ("fp16", (128, 128), (PLAIN,)),
+)
+
+
+def cases(architecture: int) -> Iterator[Case]:
+    for dtype, widths, every_features in _COVERAGE:
+        itemsize = 4 if dtype == "fp32" else 2
+        for kernel, tile_of in _KERNELS:
+            for features in every_features:
+                by_pair = any(name in features.present for name in _BY_ELEMENT)
+                tile = tile_of(itemsize, *widths, architecture, by_pair)
+                yield Case(kernel, tile, architecture, dtype, widths, features)
+        if EVERYTHING in every_features:
+            tile = tiles.backward_query_tile(itemsize, *widths, architecture, True)
+            kernel = backward_query.attention_backward_mask_kernel
+            yield Case(kernel, tile, architecture, dtype, widths, EVERYTHING)
+            yield Case(backward.attention_backward_rows_kernel, tiles.ROWS, architecture, dtype, widths, EVERYTHING)
+    grouped = tiles.forward_tile(2, 128, 128, architecture, False)
+    yield Case(forward.attention_forward_kernel, grouped, architecture, "bf16", (128, 128), CAUSAL, group=4)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, philox
 from fusewright_kernels.attention import backend_native, backend_reference, backend_triton, checks
+from fusewright_kernels.attention.decode import decode_attention
 from fusewright_kernels.attention.function import Attention
 from fusewright_kernels.attention.pattern import Global, Pattern, PerHead, Random, Strided, Union, Window
 from fusewright_kernels.checks import probability, value_error
@@ -14,7 +15,7 @@ from fusewright_kernels.checks import seed as check_seed
 
 __all__ = [
     "Global", "Pattern", "PerHead", "Random", "Strided", "Union", "Window",
-    "scaled_dot_product_attention", "varlen_attention",
+    "decode_attention", "scaled_dot_product_attention", "varlen_attention",
 ]  # fmt: skip
 
 backend_reference.attach()

@@ -126,9 +126,7 @@ def _weights(
     bottom_right: bool,
 ) -> _Weights:
     """The weights of ``query`` and ``key``, both computed types with as many heads as each other."""
-    # A masked key must not reach a result whatever it holds, and 0 * NaN is NaN: products are taken of finite values,
-    # and what is not finite comes back only where it takes part.
-    logits = torch.matmul(query, _finite(key).mT) * scale
+    logits = torch.matmul(query, key.mT) * scale
     cap_slope = None
     if softcap > 0.0:
         capped = torch.tanh(logits / softcap)
@@ -137,7 +135,6 @@ def _weights(
         logits, mask, block_mask, alibi_slopes, cu_seqlens_q, cu_seqlens_k,
         block_size, window_left, window_right, bottom_right,
     )  # fmt: skip
-    logits = torch.where(torch.isfinite(key).all(-1)[:, :, None, :], logits, float("nan"))
     logits = torch.where(visible, logits, -_INFINITY)
     if sinks is not None:
         shape = (*logits.shape[:-1], 1)
@@ -200,6 +197,8 @@ def attention(
         _compute(query), key, mask, block_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap, window_left, window_right, bottom_right,
     )  # fmt: skip
+    # A masked value must not reach a result whatever it holds, and 0 * NaN is NaN: sums are taken of finite values, and
+    # what is not finite comes back only where it takes part. So in the backward for all that is summed there.
     output = torch.matmul(_kept(weights.probabilities, keep, dropout_p), _finite(value))
     output = torch.where(_reached(weights.visible, value), float("nan"), output)
     return output.to(query.dtype), weights.statistics
@@ -234,8 +233,7 @@ def attention_backward(
         wide_query, wide_key, mask, block_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap, window_left, window_right, bottom_right,
     )  # fmt: skip
-    grad_weights = torch.matmul(grad, _finite(wide_value).mT)
-    grad_weights = torch.where(torch.isfinite(wide_value).all(-1)[:, :, None, :], grad_weights, float("nan"))
+    grad_weights = torch.matmul(grad, wide_value.mT)
     grad_weights = torch.where(weights.visible, _kept(grad_weights, keep, dropout_p), 0.0)
     delta = (weights.probabilities * grad_weights).sum(-1, keepdim=True)
     if grad_lse is not None:
@@ -262,3 +260,37 @@ def attention_backward(
 def _sum_of_group(tensor: Tensor, key_heads: int) -> Tensor:
     """Gradients (B, H, S, D) of repeated heads summed over those that share a key head, (B, HK, S, D)."""
     return tensor if tensor.shape[1] == key_heads else tensor.unflatten(1, (key_heads, -1)).sum(2)
+
+
+def _in_pages(cache: Tensor, block_table: Tensor | None) -> Tensor:
+    """A cache (B, HK, S, D), gathered from its pages if it has any."""
+    if block_table is None:
+        return cache
+    return cache[block_table].transpose(1, 2).flatten(2, 3)
+
+
+def attention_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    lengths: Tensor,
+    block_table: Tensor | None,
+    alibi_slopes: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+    window_left: int,
+) -> tuple[Tensor, Tensor]:
+    """Attention of ``query`` over the first ``lengths[b]`` keys of each sequence, see ``library``."""
+    key, value = _in_pages(key_cache, block_table), _in_pages(value_cache, block_table)
+    queries = torch.arange(query.shape[2], device=query.device)
+    positions = lengths[:, None] - query.shape[2] + queries
+    relative = torch.arange(key.shape[2], device=query.device) - positions[..., None]
+    visible = (relative <= 0) & (torch.ones_like(relative, dtype=torch.bool) if window_left < 0 else relative >= -window_left)
+    bias = torch.zeros_like(relative, dtype=_compute(query).dtype)[:, None]
+    if alibi_slopes is not None:
+        bias = -alibi_slopes.to(bias.dtype)[..., None, None] * relative.abs()[:, None]
+    mask = torch.where(visible[:, None], bias, -_INFINITY)
+    return attention(
+        query, key, value, mask, None, None, sinks, None, None, None, 0, scale, softcap, 0.0, -1, -1, False
+    )

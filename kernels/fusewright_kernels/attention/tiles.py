@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from fusewright_kernels.triton_support import next_power_of_2
 
+# Stated because the assembler otherwise holds some kernels to 128 registers and spills a few.
+REGISTER_OPTIONS = {"maxnreg": 255}
+
 
 class Tile(NamedTuple):
     """BLOCK_M queries by BLOCK_N keys, and how many columns of their rows a program holds at a time."""
@@ -30,30 +33,69 @@ class Shape(NamedTuple):
 # Architectures with tiles of their own; a GPU takes the newest that is not newer than it. sm_80 stands for every GPU
 # whose programs may have no more than 99 KiB of shared memory, sm_90 for those with 227 KiB.
 ARCHITECTURES = (80, 90)
+SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
 
 # Widest rows held whole. Wider ones are cut: products are summed over pieces, and each program makes one piece of its
-# result, so that logits are computed once per piece.
-WIDEST = {2: 256, 4: 128}
+# result, so that logits are computed once per piece. float32 products are not rounded to TF32 and so run without matrix
+# instructions, on operands in registers.
+WIDEST = {2: 256, 4: 64}
+WIDEST_OF_QUERY_GRADIENT = {2: 256, 4: 32}
 NARROWEST = 16
 
-_FORWARD = {
-    (80, 2): {64: Shape(128, 64, 4, 2), 128: Shape(128, 64, 8, 2), 256: Shape(64, 32, 8, 1)},
-    (90, 2): {64: Shape(128, 128, 8, 3), 128: Shape(128, 64, 8, 3), 256: Shape(128, 64, 8, 2)},
-    (80, 4): {64: Shape(64, 32, 8, 1), 128: Shape(32, 32, 8, 1)},
-    (90, 4): {64: Shape(64, 32, 8, 1), 128: Shape(32, 32, 8, 1)},
-}
-_BACKWARD_KEY = {
-    (80, 2): {64: Shape(32, 64, 4, 2), 128: Shape(32, 64, 4, 1), 256: Shape(16, 64, 8, 1)},
-    (90, 2): {64: Shape(64, 128, 8, 2), 128: Shape(64, 128, 8, 2), 256: Shape(32, 64, 8, 1)},
-    (80, 4): {64: Shape(32, 32, 8, 1), 128: Shape(16, 32, 8, 1)},
-    (90, 4): {64: Shape(32, 32, 8, 1), 128: Shape(16, 32, 8, 1)},
-}
-_BACKWARD_QUERY = {
-    (80, 2): {64: Shape(64, 32, 4, 2), 128: Shape(64, 32, 4, 1), 256: Shape(64, 16, 8, 1)},
-    (90, 2): {64: Shape(128, 64, 8, 2), 128: Shape(128, 64, 8, 2), 256: Shape(64, 32, 8, 1)},
-    (80, 4): {64: Shape(32, 32, 8, 1), 128: Shape(32, 16, 8, 1)},
-    (90, 4): {64: Shape(32, 32, 8, 1), 128: Shape(32, 16, 8, 1)},
-}
+# By (architecture, itemsize), then by the wider of D and DV. The second table is for calls with an operand of every
+# pair: a mask or dropout, whose addresses or random words take registers. Each shape is the largest tried without a
+# spill; on sm_90 blocks of 64 rows or more run on warp-group matrix instructions.
+_FORWARD = (
+    {
+        (80, 2): {64: Shape(128, 64, 8, 2), 128: Shape(128, 32, 8, 2), 256: Shape(64, 32, 8, 1)},
+        (90, 2): {
+            32: Shape(128, 64, 8, 3),
+            64: Shape(128, 128, 8, 3),
+            128: Shape(128, 64, 8, 3),
+            256: Shape(64, 32, 8, 2),
+        },
+        (80, 4): {64: Shape(32, 32, 8, 1)},
+    },
+    {
+        (80, 2): {64: Shape(64, 64, 8, 2), 128: Shape(64, 32, 8, 2), 256: Shape(32, 32, 8, 1)},
+        (90, 2): {64: Shape(128, 64, 8, 2), 128: Shape(64, 32, 8, 2), 256: Shape(32, 32, 8, 1)},
+        (80, 4): {64: Shape(32, 32, 8, 1)},
+    },
+)
+_BACKWARD_KEY = (
+    {
+        (80, 2): {64: Shape(32, 64, 4, 2), 128: Shape(32, 64, 8, 2), 256: Shape(16, 32, 8, 1)},
+        (90, 2): {
+            32: Shape(32, 64, 8, 2),
+            64: Shape(64, 128, 8, 2),
+            128: Shape(32, 128, 8, 2),
+            256: Shape(32, 32, 8, 1),
+        },
+        (80, 4): {64: Shape(16, 16, 8, 1)},
+    },
+    {
+        (80, 2): {64: Shape(16, 64, 8, 1), 128: Shape(16, 32, 8, 1), 256: Shape(16, 32, 8, 1)},
+        (90, 2): {64: Shape(32, 64, 8, 2), 128: Shape(32, 32, 8, 1), 256: Shape(16, 32, 8, 1)},
+        (80, 4): {64: Shape(16, 16, 8, 1)},
+    },
+)
+_BACKWARD_QUERY = (
+    {
+        (80, 2): {64: Shape(64, 64, 8, 2), 128: Shape(64, 64, 8, 1), 256: Shape(64, 16, 8, 1)},
+        (90, 2): {64: Shape(128, 64, 8, 2), 128: Shape(128, 64, 8, 2), 256: Shape(32, 32, 8, 1)},
+        (80, 4): {64: Shape(32, 32, 8, 1)},
+    },
+    {
+        (80, 2): {64: Shape(64, 16, 8, 1), 128: Shape(64, 16, 8, 1), 256: Shape(32, 16, 8, 1)},
+        (90, 2): {64: Shape(64, 64, 8, 2), 128: Shape(64, 32, 8, 2), 256: Shape(32, 32, 8, 1)},
+        (80, 4): {64: Shape(32, 32, 8, 1)},
+    },
+)
+_Table = tuple[dict[tuple[int, int], dict[int, Shape]], dict[tuple[int, int], dict[int, Shape]]]
+
+
+# For what backward needs of each row: a sweep over memory.
+ROWS = Tile(32, 16, 128, 128, 4, 1)
 
 
 def padded(width: int) -> int:
@@ -61,23 +103,28 @@ def padded(width: int) -> int:
     return max(next_power_of_2(max(width, 1)), NARROWEST)
 
 
-def _tile(table: dict[tuple[int, int], dict[int, Shape]], itemsize: int, d: int, dv: int, architecture: int) -> Tile:
-    widest = WIDEST[itemsize]
-    block_d, block_dv = (min(padded(width), widest) for width in (d, dv))
-    shapes = table[max(own for own in ARCHITECTURES if own <= max(architecture, ARCHITECTURES[0])), itemsize]
+def _tile(
+    tables: _Table, itemsize: int, d: int, dv: int, architecture: int, by_pair: bool, widest: int | None = None
+) -> Tile:
+    block_d, block_dv = (min(padded(width), widest or WIDEST[itemsize]) for width in (d, dv))
+    own = max(known for known in ARCHITECTURES if known <= max(architecture, ARCHITECTURES[0]))
+    table = tables[by_pair]
+    shapes = table.get((own, itemsize)) or table[ARCHITECTURES[0], itemsize]
     shape = shapes[min(width for width in shapes if width >= max(block_d, block_dv))]
     return Tile(shape.block_m, shape.block_n, block_d, block_dv, shape.num_warps, shape.num_stages)
 
 
-def forward_tile(itemsize: int, d: int, dv: int, architecture: int) -> Tile:
-    return _tile(_FORWARD, itemsize, d, dv, architecture)
+def forward_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: bool) -> Tile:
+    """``by_pair``: there is an operand of every pair of query and key."""
+    return _tile(_FORWARD, itemsize, d, dv, architecture, by_pair)
 
 
-def backward_key_tile(itemsize: int, d: int, dv: int, architecture: int) -> Tile:
+def backward_key_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: bool) -> Tile:
     """For the gradients of key and value, whose programs own keys."""
-    return _tile(_BACKWARD_KEY, itemsize, d, dv, architecture)
+    return _tile(_BACKWARD_KEY, itemsize, d, dv, architecture, by_pair)
 
 
-def backward_query_tile(itemsize: int, d: int, dv: int, architecture: int) -> Tile:
+def backward_query_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: bool) -> Tile:
     """For the gradients of query and mask, whose programs own queries."""
-    return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture)
+    widest = WIDEST_OF_QUERY_GRADIENT[itemsize]
+    return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture, by_pair, widest)

@@ -145,9 +145,7 @@ def attention_backward_key_tile(
         )  # fmt: skip
     else:
         b_grad_p = b_p
-        b_grad_output = load_tile(
-            p_grad_output, o_t64 * stride_grad_t, m_t, i_chunk * BLOCK_DV, DV, BLOCK_DV, MASKED
-        )
+        b_grad_output = load_tile(p_grad_output, o_t64 * stride_grad_t, m_t, i_chunk * BLOCK_DV, DV, BLOCK_DV, MASKED)
     if NEED_VALUE:
         b_grad_value = dot_visible(to_dtype(b_dropped, DTYPE), b_grad_output, b_grad_value, m_visible, EXACT)
     if NEED_KEY:
@@ -309,13 +307,13 @@ def attention_backward_key_kernel(
         keep_scale, D, DV, GROUP, SOFTCAP, ADDITIVE, BOTTOM_RIGHT, ALWAYS_MASKED, UNEVEN,
         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, False,
     )  # fmt: skip
-    if UNEVEN:
+    if UNEVEN:  # noqa: SIM102 - known when compiled, which the other condition is not
         # As in forward: a NaN may have come from a query that does not see the key.
         if redo:
             for i_part in range(0, BLOCK_N, CAREFUL_ROWS):
                 attention_backward_key_rows(
-                    i_block * BLOCK_N + i_part, i_b, i_key_head, i_chunk, i_block, p_query, p_key, p_value, p_grad_output,
-                    p_mask, p_block_mask, p_tile_counts, p_tile_lists, p_alibi_slopes, p_seed,
+                    i_block * BLOCK_N + i_part, i_b, i_key_head, i_chunk, i_block, p_query, p_key, p_value,
+                    p_grad_output, p_mask, p_block_mask, p_tile_counts, p_tile_lists, p_alibi_slopes, p_seed,
                     p_cu_seqlens_q, p_cu_seqlens_k, p_rows, p_grad_key, p_grad_value,
                     H, T, S, n_tile_rows, n_block_columns, n_sequences, n_steps, block_size, stride_rows,
                     stride_key_s, stride_value_s, stride_grad_key_s, stride_grad_value_s,

@@ -196,7 +196,7 @@ def attention_backward_query_kernel(
         D, DV, SOFTCAP, ADDITIVE, BOTTOM_RIGHT, ALWAYS_MASKED, UNEVEN,
         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, False,
     )  # fmt: skip
-    if UNEVEN:
+    if UNEVEN:  # noqa: SIM102 - known when compiled, which the other condition is not
         # As in forward: a NaN may have come from a key that its row does not see.
         if redo:
             for i_part in range(0, BLOCK_M, CAREFUL_ROWS):

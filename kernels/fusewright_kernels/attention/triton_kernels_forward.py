@@ -215,14 +215,15 @@ def attention_forward_kernel(
         D, DV, PACKED_HEADS, SOFTCAP, ADDITIVE, BOTTOM_RIGHT, ALWAYS_MASKED, UNEVEN,
         BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, False,
     )  # fmt: skip
-    if UNEVEN:
+    if UNEVEN:  # noqa: SIM102 - known when compiled, which the other condition is not
         # A NaN may have come from a value that its row does not see.
         if redo:
             for i_part in range(0, BLOCK_M, CAREFUL_ROWS):
                 attention_forward_rows(
-                    i_block * BLOCK_M + i_part, i_b, i_first_head, i_chunk, p_query, p_key, p_value, p_mask, p_block_mask,
-                    p_tile_count, p_tile_list, p_alibi_slopes, p_sinks, p_seed, p_cu_seqlens_q, p_cu_seqlens_k,
-                    p_output, p_statistics, H, T, S, n_block_columns, n_sequences, n_steps, block_size,
+                    i_block * BLOCK_M + i_part, i_b, i_first_head, i_chunk, p_query, p_key, p_value, p_mask,
+                    p_block_mask, p_tile_count, p_tile_list, p_alibi_slopes, p_sinks, p_seed,
+                    p_cu_seqlens_q, p_cu_seqlens_k, p_output, p_statistics,
+                    H, T, S, n_block_columns, n_sequences, n_steps, block_size,
                     stride_query_h, stride_query_t, stride_key_s, stride_value_s, stride_output_b, stride_output_h,
                     stride_output_t, stride_mask_b, stride_mask_h, stride_mask_t, stride_mask_s, stride_block_h,
                     stride_alibi_b, stride_alibi_h, stride_sinks, stride_statistics,

@@ -36,10 +36,13 @@ class Norm(torch.autograd.Function):
         input, weight, bias, *ctx.arguments = inputs
         _, statistics = output
         ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)  # or zeros would be made for the statistics
         ctx.save_for_backward(input, weight, bias, statistics)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 8
         input, weight, bias, statistics = ctx.saved_tensors
         normalized_ndim, eps, center, weight_offset, backend = ctx.arguments
         wanted = ctx.needs_input_grad[:3]

@@ -1,0 +1,1 @@
+"""Fusewright behind the functions and modules of other libraries."""
