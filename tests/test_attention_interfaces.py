@@ -180,7 +180,7 @@ ERRORS = [
     pytest.param(
         {"value": VALUE[:, :2], "enable_gqa": True}, ArgumentValueError, "value's number of heads is 2", id="gqa value"
     ),
-    pytest.param({"attn_mask": torch.ones(10, 12).int()}, ArgumentTypeError, "attn_mask.dtype is torch.int32", id="int"),
+    pytest.param({"attn_mask": torch.ones(10, 12).int()}, ArgumentTypeError, "torch.int32", id="mask"),
     pytest.param({"attn_mask": torch.ones(9, 12)}, ArgumentValueError, "attn_mask.shape is (9, 12)", id="mask shape"),
     pytest.param({"attn_mask": torch.ones(10, 12).double()}, ArgumentTypeError, "attn_mask.dtype", id="wide mask"),
     pytest.param(

@@ -11,6 +11,8 @@ operands, since those are what fills the registers, and once without. The wheel'
 
 import functools
 import importlib.util
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile
 
 ARCHITECTURES = (80, 90)
 LONGEST_COLUMNS = 131072
+VERBOSE = os.environ.get("CHECK_VERBOSE")
 
 # How a call's operands lie in memory, as a launch would specialise for it: rows of adjacent elements, or a view with
 # three row dimensions and strided columns.
@@ -171,16 +174,18 @@ def compilations() -> Iterator[Compilation]:
     from fusewright_kernels.attention import tiles as attention_tiles
 
     for architecture in ARCHITECTURES:
-        for case in cases():
-            name, options = case.kernel.__name__, {"num_warps": case.tile.num_warps}
-            description = f"{name} {case.tile} {case.dtype} {case.layout}"
-            yield Compilation(name, description, source_of(case), architecture, options)
         limit = attention_tiles.SHARED_MEMORY[architecture]
+        # The slow ones first, so that at the end no process waits long for another.
         for attention_case in attention.cases(architecture):
             yield Compilation(
                 attention_case.kernel.__name__, attention_case.description, attention_case.source(), architecture,
                 attention_case.options, limit, attention_case.wants_warp_groups,
             )  # fmt: skip
+    for architecture in ARCHITECTURES:
+        for case in cases():
+            name, options = case.kernel.__name__, {"num_warps": case.tile.num_warps}
+            description = f"{name} {case.tile} {case.dtype} {case.layout}"
+            yield Compilation(name, description, source_of(case), architecture, options)
 
 
 def usage_of(compilation: Compilation) -> Usage:
@@ -218,6 +223,26 @@ def faults_of(compilation: Compilation, usage: Usage) -> Iterator[str]:
         yield "NO WARP GROUPS"
 
 
+@functools.cache
+def _every_compilation() -> list[Compilation]:
+    return list(compilations())
+
+
+def _usage_of_number(number: int) -> tuple[float, Usage]:
+    """Seconds and result of one of ``_every_compilation``: sources hold modules and cannot be sent to a process."""
+    started = time.perf_counter()
+    usage = usage_of(_every_compilation()[number])
+    return time.perf_counter() - started, usage
+
+
+def _usages() -> Iterator[tuple[Compilation, float, Usage]]:
+    """Every compilation, in order, by as many processes as there are cores. They are new ones: torch has threads."""
+    every = _every_compilation()
+    with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
+        for compilation, (seconds, usage) in zip(every, pool.imap(_usage_of_number, range(len(every))), strict=True):
+            yield compilation, seconds, usage
+
+
 def main() -> int:
     if INTERPRETED:
         print("TRITON_INTERPRET is set: kernels are plain Python and cannot be compiled. Unset it.", file=sys.stderr)
@@ -229,8 +254,9 @@ def main() -> int:
     counts: Counter[str] = Counter()
     most_registers: Counter[str] = Counter()
     spills = others = on_warp_groups = 0
-    for compilation in compilations():
-        name, usage = compilation.kernel_name, usage_of(compilation)
+    for compilation, compile_seconds, usage in _usages():
+        name = compilation.kernel_name
+        if VERBOSE: print(f"{compile_seconds:.1f} sm_{compilation.architecture} {compilation.description} {usage}", flush=True)
         counts[name] += 1
         most_registers[name] = max(most_registers[name], usage.registers)
         on_warp_groups += usage.warp_groups

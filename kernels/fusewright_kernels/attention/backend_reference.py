@@ -71,15 +71,15 @@ def plain_gradients(
 def attention_backward(
     grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, statistics: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    *arguments, need_query, need_key, need_value, need_mask, need_sinks = arguments
-    query = arguments[0]
-    gradients = plain_gradients(grad_output, grad_lse, *arguments)
+    *inputs, need_query, need_key, need_value, need_mask, need_sinks = arguments
+    query = inputs[0]
+    gradients = plain_gradients(grad_output, grad_lse, *inputs)
     results = []
     for gradient, want in zip(gradients, (need_query, need_key, need_value, need_mask, need_sinks), strict=True):
         results.append(gradient.contiguous() if want and gradient is not None else query.new_empty((0,)))
     for index, want in enumerate((need_query, need_key, need_value)):
         if want:
-            results[index] = library.in_layout_of(arguments[index], results[index].shape).copy_(results[index])
+            results[index] = library.in_layout_of(inputs[index], results[index].shape).copy_(results[index])
     return tuple(results)
 
 

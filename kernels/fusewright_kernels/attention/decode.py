@@ -79,7 +79,9 @@ def _check_operands(query: Tensor, key_cache: Tensor, value_cache: Tensor, block
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise value_error(f"{name}.requires_grad", True, "False: decoding over a cache has no gradient")
     if key_cache.shape[2] != value_cache.shape[2]:
-        raise value_error("value_cache.shape[2]", value_cache.shape[2], f"{key_cache.shape[2]}, the length of key_cache")
+        raise value_error(
+            "value_cache.shape[2]", value_cache.shape[2], f"{key_cache.shape[2]}, the length of key_cache"
+        )
     if value_cache.shape[0] != key_cache.shape[0]:
         raise value_error("value_cache.shape[0]", value_cache.shape[0], f"{key_cache.shape[0]}, that of key_cache")
     if block_table is None and key_cache.shape[0] != query.shape[0]:

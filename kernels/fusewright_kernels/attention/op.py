@@ -53,9 +53,9 @@ def scaled_dot_product_attention(
         query, key, value, mask, dropout_p, checks.scale(scale, query.shape[3]), checks.window(window, is_causal),
         softcap, alibi_slopes, sinks, pattern, causal_alignment, return_lse, seed, None, None, backend,
     )  # fmt: skip
-    if len(leading) == 2:
-        return results if return_lse else results[0]
     output, lse = results
+    if len(leading) == 2:
+        return output if lse is None else (output, lse)
     output = output.reshape(*leading, *output.shape[2:])
     return output if lse is None else (output, lse.reshape(*leading, lse.shape[2]))
 
@@ -89,9 +89,9 @@ def varlen_attention(
     checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, query, key.shape[0], "key.shape[0]")
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise value_error("cu_seqlens_k.shape", tuple(cu_seqlens_k.shape), f"{tuple(cu_seqlens_q.shape)}")
-    as_heads = [tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value)]
+    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (query, key, value))
     output, lse = _attention(
-        *as_heads, None, dropout_p, checks.scale(scale, query.shape[2]), checks.window(window, is_causal),
+        query, key, value, None, dropout_p, checks.scale(scale, query.shape[3]), checks.window(window, is_causal),
         softcap, alibi_slopes, sinks, None, causal_alignment, return_lse, seed, cu_seqlens_q, cu_seqlens_k, backend,
     )  # fmt: skip
     output = output.squeeze(0).transpose(0, 1)
@@ -122,7 +122,8 @@ def _attention(
     check_seed("seed", seed)
     softcap_value, bottom_right = checks.softcap(softcap), checks.bottom_right(causal_alignment)
     alibi_slopes, sinks = checks.alibi_slopes(alibi_slopes, query), checks.sinks(sinks, query)
-    query, key, value, mask = (_under_autocast(tensor, query.device.type) for tensor in (query, key, value, mask))
+    query, key, value = (_under_autocast(tensor) for tensor in (query, key, value))
+    mask = None if mask is None else _under_autocast(mask)
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
     block_mask, block_size = None, 0
     if pattern is not None:
@@ -142,9 +143,10 @@ def _attention(
     return output, backend_reference.log_sum_exp(statistics) if return_lse else None
 
 
-def _under_autocast(tensor: Tensor | None, device_type: str) -> Tensor | None:
+def _under_autocast(tensor: Tensor) -> Tensor:
     """Mirror of torch's autocast, which runs attention in the low-precision type on every device."""
-    if tensor is None or tensor.dtype is not torch.float32 or not torch.amp.is_autocast_available(device_type):
+    device_type = tensor.device.type
+    if tensor.dtype is not torch.float32 or not torch.amp.is_autocast_available(device_type):
         return tensor
     if not torch.is_autocast_enabled(device_type):
         return tensor
@@ -166,16 +168,15 @@ def _broadcast(
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
         raise value_error("the shapes of query, key and value", shapes, "leading sizes that broadcast") from error
     expanded = [tensor.expand(*leading, *tensor.shape[-kept:]) for tensor in tensors]
-    results = [tensor.reshape(-1 if tensor.numel() else _product(tensor.shape[:-3]), *tensor.shape[-3:]) if tensor.ndim > 3
-               else tensor.reshape((1,) * (4 - tensor.ndim) + tensor.shape) for tensor in expanded]  # fmt: skip
+    results = [_four_dimensional(tensor) for tensor in expanded]
     return results[0], results[1], results[2], expanded[0].shape[:-2]
 
 
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
+def _four_dimensional(tensor: Tensor) -> Tensor:
+    """(B, H, T, D): leading dimensions before the heads merged, or missing ones of size 1."""
+    if tensor.ndim < 4:
+        return tensor.reshape((1,) * (4 - tensor.ndim) + tensor.shape)
+    return tensor.flatten(0, -4)
 
 
 def _four_dimensional_mask(mask: Tensor, leading: torch.Size, query: Tensor, keys: int) -> Tensor:

@@ -286,7 +286,9 @@ def attention_decode(
     queries = torch.arange(query.shape[2], device=query.device)
     positions = lengths[:, None] - query.shape[2] + queries
     relative = torch.arange(key.shape[2], device=query.device) - positions[..., None]
-    visible = (relative <= 0) & (torch.ones_like(relative, dtype=torch.bool) if window_left < 0 else relative >= -window_left)
+    visible = (relative <= 0) & (
+        torch.ones_like(relative, dtype=torch.bool) if window_left < 0 else relative >= -window_left
+    )
     bias = torch.zeros_like(relative, dtype=_compute(query).dtype)[:, None]
     if alibi_slopes is not None:
         bias = -alibi_slopes.to(bias.dtype)[..., None, None] * relative.abs()[:, None]
