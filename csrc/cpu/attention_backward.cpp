@@ -57,7 +57,7 @@ class Backward {
     constexpr int64_t block = query_block * key_block;
     query_rows_ = arena.floats(words<T>(query_block) * key_stride_);
     grad_rows_ = arena.floats(words<T>(query_block) * value_stride_);
-    grad_query_ = arena.floats(params.width * query_block);
+    grad_query_ = arena.floats(padded_rows<T>(params.width) * query_block);
     weights_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
     ds_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
     ds_lanes_ = in_pairs<T> ? arena.floats(block / 2) : reinterpret_cast<float*>(ds_);
@@ -65,6 +65,7 @@ class Backward {
   }
 
   void run() {
+    [[maybe_unused]] const TileSession tiles;
     if (wants_keys()) memset(task_.key_sums, 0, sequence_.key_count * key_stride_ * sizeof(float));
     if (wants_values()) memset(task_.value_sums, 0, sequence_.key_count * value_stride_ * sizeof(float));
     const int64_t group = params_.heads / params_.key_heads;
@@ -88,7 +89,7 @@ class Backward {
     pack_width_as_lanes(grad_rows_, grads);
     queries_finite_ = all_finite(queries);
     grads_finite_ = all_finite(grads);
-    if (wants_queries()) memset(grad_query_, 0, params_.width * query_block * sizeof(float));
+    if (wants_queries()) memset(grad_query_, 0, padded_rows<T>(params_.width) * query_block * sizeof(float));
 
     const KeyRange range = keys_in_window(params_, query, block.queries, sequence_.key_count, sequence_.shift);
     for (int64_t key = range.begin / key_block * key_block; key < range.end; key += key_block) {
@@ -125,6 +126,9 @@ class Backward {
           const Float second = k + 1 < block.keys ? store_at(k + 1) : Float{};
           store_pair(reinterpret_cast<BFloat16*>(ds_lanes_ + k / 2 * query_block + v), Pair{first, second});
         }
+        for (int64_t w = words<T>(block.keys); w < padded_words<T>(block.keys); ++w) {
+          store(ds_lanes_ + w * query_block + v, Float{});
+        }
       } else {
         for (int64_t k = 0; k < block.keys; ++k) store_at(k);
       }
@@ -160,8 +164,8 @@ class Backward {
     if (gradients_.partial() && !all_finite(keys)) {
       add_keys_that_take_part(block, ds_, keys, grad_query_);
     } else {
-      product<Word>(params_.width, whole_vectors(block.queries), words<T>(block.keys), left_columns(keys, key_columns_),
-                    {ds_lanes_, query_block}, {grad_query_, query_block}, true);
+      product<Word>(params_.width, lane_columns<T>(block.queries), words<T>(block.keys),
+                    left_columns(keys, key_columns_), {ds_lanes_, query_block}, {grad_query_, query_block}, true);
     }
   }
 

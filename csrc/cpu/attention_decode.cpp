@@ -100,8 +100,8 @@ class Decode {
       if (in_place) right = {const_cast<float*>(values.data), values.stride};
     }
     if (!in_place) pack_width_as_lanes(values_, values);
-    product<Word>(row_count_, value_stride_, words<T>(count), {weights_, weight_bytes(), 4}, right,
-                  {sums, value_stride_}, true);
+    vector_product<Word>(row_count_, value_stride_, words<T>(count), {weights_, weight_bytes(), 4}, right,
+                         {sums, value_stride_}, true);
   }
 
   static constexpr int64_t weight_bytes() { return key_block * (in_pairs<T> ? 2 : 4); }

@@ -26,13 +26,11 @@ struct Softmax {
   bool started = false;
 };
 
-// Lanes of one block's queries that take part in arithmetic.
-inline int64_t lane_count(const Block& block) { return whole_vectors(block.queries); }
-
 // Moves r where the maximum outgrew it.
+template <class T>
 inline void update_maximum(const Block& block, const float* scores, Exponent exponent, int64_t value_width,
                            Softmax& state) {
-  for (int64_t v = 0; v < lane_count(block); v += lanes) {
+  for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
     Float largest = load(scores + v);
     for (int64_t k = 1; k < block.keys; ++k) largest = maximum(load(scores + k * query_block + v), largest);
     const Float old = load(state.maximum + v);
@@ -57,7 +55,7 @@ template <class T>
 inline void weigh(const Block& block, const float* scores, Exponent exponent, bool masked, const float* dropout,
                   Softmax& state, float* weights) {
   constexpr bool precise = is_float<T>;
-  for (int64_t v = 0; v < lane_count(block); v += lanes) {
+  for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
     const Float shift = exponent.shift(load(state.maximum + v));
     Float sum{};
     const auto weight = [&](int64_t k) {
@@ -72,6 +70,9 @@ inline void weigh(const Block& block, const float* scores, Exponent exponent, bo
         const Float first = weight(k);
         const Float second = k + 1 < block.keys ? weight(k + 1) : Float{};
         store_pair(reinterpret_cast<BFloat16*>(weights + k / 2 * query_block + v), Pair{first, second});
+      }
+      for (int64_t w = words<T>(block.keys); w < padded_words<T>(block.keys); ++w) {
+        store(weights + w * query_block + v, Float{});
       }
     } else {
       for (int64_t k = 0; k < block.keys; ++k) store(weights + k * query_block + v, weight(k));
@@ -122,8 +123,9 @@ int64_t layout(const AttentionForwardParams& params, int64_t blocks, char* base,
   };
   constexpr int64_t block_bytes = query_block * key_block * sizeof(float);
   Buffers result;
-  result.queries = reinterpret_cast<float*>(take(blocks * words<T>(params.width) * query_block * sizeof(float)));
-  result.states = reinterpret_cast<float*>(take(blocks * (2 + params.value_width) * query_block * sizeof(float)));
+  result.queries = reinterpret_cast<float*>(take(blocks * padded_words<T>(params.width) * query_block * sizeof(float)));
+  result.states =
+      reinterpret_cast<float*>(take(blocks * (2 + padded_rows<T>(params.value_width)) * query_block * sizeof(float)));
   result.scores = reinterpret_cast<float*>(take(block_bytes));
   result.weights = in_pairs<T> ? reinterpret_cast<float*>(take(block_bytes / 2)) : result.scores;
   result.additive = reinterpret_cast<float*>(take(params.mask.kind == MaskKind::additive ? block_bytes : 0));
@@ -150,6 +152,7 @@ class Forward {
   static int64_t blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
 
   void run() {
+    [[maybe_unused]] const TileSession tiles;
     for (int64_t b = 0; b < blocks(task_.count); ++b) begin_block(b);
     const KeyRange range = keys_in_window(params_, task_.first, task_.count, sequence_.key_count, sequence_.shift);
     for (int64_t key = range.begin / key_block * key_block; key < range.end; key += key_block) visit_keys(key);
@@ -170,10 +173,10 @@ class Forward {
             sequence_.shift};
   }
 
-  float* packed_queries(int64_t b) const { return buffers_.queries + b * words<T>(params_.width) * query_block; }
+  float* packed_queries(int64_t b) const { return buffers_.queries + b * padded_words<T>(params_.width) * query_block; }
 
   Softmax state(int64_t b) const {
-    float* first = buffers_.states + b * (2 + params_.value_width) * query_block;
+    float* first = buffers_.states + b * (2 + padded_rows<T>(params_.value_width)) * query_block;
     return {first, first + query_block, first + 2 * query_block, started_[b]};
   }
 
@@ -220,7 +223,7 @@ class Forward {
   void visit(int64_t b, const Block& block, const Visibility& visible, bool partial, LeftOperand keys,
              LeftOperand left_values, const Rows<T>& values) {
     using Word = typename Multiplied<T>::Word;
-    const int64_t columns = lane_count(block);
+    const int64_t columns = lane_columns<T>(block.queries);
     Softmax softmax = state(b);
     product<Word>(block.keys, columns, words<T>(params_.width), keys, {packed_queries(b), query_block},
                   {buffers_.scores, query_block}, false);
@@ -229,7 +232,7 @@ class Forward {
       add_biases(params_, block, additive, buffers_.scores, nullptr);
     }
     if (partial) mask_scores(params_, block, visible, buffers_.scores);
-    update_maximum(block, buffers_.scores, exponent_, params_.value_width, softmax);
+    update_maximum<T>(block, buffers_.scores, exponent_, params_.value_width, softmax);
     const bool drop = params_.keep_threshold > 0;
     if (drop) dropout_factors(params_, sequence_, block, buffers_.dropout);
     weigh<T>(block, buffers_.scores, exponent_, partial, drop ? buffers_.dropout : nullptr, softmax, buffers_.weights);

@@ -15,6 +15,7 @@ class MaskGradient {
       : params_(params), task_(task), sums_(arena.floats(query_block * key_block)), arena_(arena) {}
 
   void run() {
+    [[maybe_unused]] const TileSession tiles;
     memset(sums_, 0, query_block * key_block * sizeof(float));
     const Arena rest = arena_;
     for (int64_t batch = task_.batch; batch < task_.batch + task_.batches; ++batch) {

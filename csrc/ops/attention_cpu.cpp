@@ -227,7 +227,11 @@ std::tuple<Tensor, Tensor> attention_decode(Tensor query, Tensor key_cache, Tens
 struct SumSizes {
   int64_t key_columns, value_columns;
 
-  int64_t of(const AttentionSequence& sequence) const { return sequence.key_count * (key_columns + value_columns); }
+  // Rows in whole blocks: products in tiles write all of a tile.
+  int64_t rows(const AttentionSequence& sequence) const {
+    return ceil_div(sequence.key_count, attention_key_block) * attention_key_block;
+  }
+  int64_t of(const AttentionSequence& sequence) const { return rows(sequence) * (key_columns + value_columns); }
 };
 
 // A head whose queries are split over several tasks, so that few heads still keep several threads busy. The number of
@@ -273,7 +277,7 @@ void run_backward(const AttentionBackwardParams& params, const std::vector<Atten
     const AttentionSequence& sequence = sequences[head.sequence];
     float* const sums = head.parts > 1 ? shared_sums + head.offset + part * sizes.of(sequence)
                                        : static_cast<float*>(scratch) + scratch_floats;
-    float* const value_sums = sums + sequence.key_count * sizes.key_columns;
+    float* const value_sums = sums + sizes.rows(sequence) * sizes.key_columns;
     const AttentionBackwardTask task{head.sequence,
                                      head.key_head,
                                      part,
@@ -290,7 +294,7 @@ void run_backward(const AttentionBackwardParams& params, const std::vector<Atten
     const AttentionSequence& sequence = sequences[head.sequence];
     const float* const sums = shared_sums + head.offset;
     kernels.attention_backward_reduce(params, sequence, head.key_head, sums,
-                                      sums + sequence.key_count * sizes.key_columns, head.parts, sizes.of(sequence),
+                                      sums + sizes.rows(sequence) * sizes.key_columns, head.parts, sizes.of(sequence),
                                       sizes.of(sequence));
   });
 }

@@ -193,21 +193,22 @@ _define(
     lambda grad_output, output, dim, input_dtype: _contiguous_like(output, input_dtype),
 )
 
-# attention: softmax(cap(scale * query key^T) + biases) value. query (B, H, T, D), key (B, HK, S, D), value (B, HK, S, DV)
-# with unit last strides, HK dividing H: query head h meets key head h // (H / HK). cap(x) = softcap * tanh(x / softcap),
-# or x where softcap is 0.
+# attention: softmax(cap(scale * query key^T) + biases) value. query (B, H, T, D), key (B, HK, S, D), value
+# (B, HK, S, DV) with unit last strides, HK dividing H: query head h meets key head h // (H / HK). cap(x) is
+# softcap * tanh(x / softcap), or x where softcap is 0.
 #   mask          bool (True takes part) or additive, 4-D, each size 1 or that of (B, H, T, S)
 #   block_mask    bool (1 or H, ceil(T / block_size), ceil(S / block_size)): which blocks of pairs take part
 #   alibi_slopes  float32 (1 or B, H): adds -slope * |relative position|
 #   sinks         (H,): a logit per head that takes part in the softmax and has no value
-#   seed          int64 (1,) for dropout: element (b, h, i, j) is column j of row (b * H + h) * T + i of philox.keep_mask
+#   seed          int64 (1,) for dropout: element (b, h, i, j) is column j of row (b * H + h) * T + i of
+#                 philox.keep_mask
 #   cu_seqlens_*  int32 or int64 (sequences + 1,): with B = 1, rows [cu[n], cu[n + 1]) are sequence n; rows behind the
 #                 last give 0. Positions count from the start of each sequence.
-#   window_*      key j takes part for query i if -left <= j - i - shift <= right, -1 is no limit; shift is S - T of the
-#                 sequence if bottom_right, else 0. Causal is right = 0.
-# statistics (2, B, H, T) float32 (float64 for a float64 query): a reference r of the row's logits (their maximum or near it; -inf without any key) and
-# the sum of exp(logit - r), the sink's included. Two numbers and not their log-sum-exp, because in float32 a row of
-# logits near -1e9 would lose the logarithm of the sum, and its gradients with it.
+#   window_*      key j takes part for query i if -left <= j - i - shift <= right, -1 is no limit; shift is S - T of
+#                 the sequence if bottom_right, else 0. Causal is right = 0.
+# statistics (2, B, H, T) float32 (float64 for a float64 query): a reference r of the row's logits (their maximum or
+# near it; -inf without any key) and the sum of exp(logit - r), the sink's included. Two numbers and not their
+# log-sum-exp, because in float32 a row of logits near -1e9 would lose the logarithm of the sum, and its gradients too.
 
 
 def in_layout_of(tensor: Tensor, sizes: Sequence[int]) -> Tensor:

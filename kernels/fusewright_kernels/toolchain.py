@@ -23,6 +23,8 @@ _X86_ISA_FLAGS = {
     "avx512": ("-march=x86-64-v4",),
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
     "amx": ("-march=sapphirerapids",),
+    # AMX's tiles as plain loops: tests on any AVX-512 machine run the blocking that only few machines have tiles for.
+    "amx_model": ("-march=x86-64-v4", "-mavx512bf16", "-DFUSEWRIGHT_TILE_MODEL"),
 }
 
 # No -ffast-math: linking with it changes the floating-point mode of the whole process.

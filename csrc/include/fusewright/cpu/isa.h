@@ -6,9 +6,10 @@
 #include <unistd.h>
 #endif
 
-// Calls MACRO(namespace) for every instruction set, best first.
+// Calls MACRO(namespace) for every instruction set, best first; the model of AMX is only ever chosen by name.
 #if defined(__x86_64__)
-#define FUSEWRIGHT_FOR_EACH_ISA(MACRO) MACRO(amx) MACRO(avx512_bf16) MACRO(avx512) MACRO(avx2) MACRO(generic)
+#define FUSEWRIGHT_FOR_EACH_ISA(MACRO) \
+  MACRO(amx) MACRO(avx512_bf16) MACRO(avx512) MACRO(avx2) MACRO(generic) MACRO(amx_model)
 #else
 #define FUSEWRIGHT_FOR_EACH_ISA(MACRO) MACRO(generic)
 #endif
@@ -37,6 +38,7 @@ inline bool tile_registers_granted() {
   return false;
 #endif
 }
+inline bool supports_amx_model() { return supports_avx512_bf16(); }
 inline bool supports_amx() {
   return supports_avx512_bf16() && __builtin_cpu_supports("avx512fp16") && __builtin_cpu_supports("amx-tile") &&
          __builtin_cpu_supports("amx-bf16") && tile_registers_granted();

@@ -46,7 +46,28 @@ inline int64_t words(int64_t elements) {
   return in_pairs<T> ? (elements + 1) / 2 : elements;
 }
 
+// Whether products of T run in tiles, which take whole tiles of both operands.
+template <class T>
+constexpr bool in_tiles = in_pairs<T> && has_tiles;
+
+// Words and rows with the padding that products of T need.
+template <class T>
+inline int64_t padded_words(int64_t elements) {
+  return in_tiles<T> ? whole_tiles(words<T>(elements)) : words<T>(elements);
+}
+template <class T>
+inline int64_t padded_rows(int64_t rows) {
+  return in_tiles<T> ? whole_tiles(rows) : rows;
+}
+
 inline int64_t whole_vectors(int64_t elements) { return (elements + lanes - 1) / lanes * lanes; }
+
+// Lanes that a block of queries takes. In tiles two vectors at a time, so that as words of a left operand they fill a
+// tile.
+template <class T>
+inline int64_t lane_columns(int64_t queries) {
+  return in_tiles<T> ? (queries + 2 * tile_words - 1) / (2 * tile_words) * (2 * tile_words) : whole_vectors(queries);
+}
 
 // A block of rows of a tensor.
 template <class T>
@@ -94,7 +115,16 @@ inline bool all_finite(const Rows<T>& rows) {
 // Bytes of scratch for one block of rows as a left operand.
 template <class T>
 inline int64_t left_scratch_bytes(int64_t width) {
-  return is_float<T> ? 0 : key_block * (width + 1) * 4;
+  if (is_float<T>) return 0;
+  const int64_t as_rows = key_block * padded_words<T>(width), as_columns = padded_rows<T>(width) * words<T>(key_block);
+  return (as_rows > as_columns ? as_rows : as_columns) * 4;
+}
+
+// Whether bfloat16 rows can be multiplied where they lie: no word and no tile reaches behind the end of a row or block.
+template <class T>
+inline bool left_rows_in_place(const Rows<T>& rows) {
+  if (in_tiles<T>) return rows.width % (2 * tile_words) == 0 && rows.count % tile_rows == 0;
+  return rows.width % 2 == 0;
 }
 
 // Row r of the product is row r of the block, summed over its width.
@@ -103,13 +133,11 @@ inline LeftOperand left_rows(const Rows<T>& rows, void* scratch) {
   if constexpr (is_float<T>) {
     return {rows.data, rows.stride * 4, 4};
   } else if constexpr (in_pairs<T>) {
-    if (rows.width % 2 == 0) return {rows.data, rows.stride * 2, 4};
-    // The last element of an odd row is paired with zero instead of whatever lies behind it.
-    const int64_t row_bytes = (rows.width + 1) * 2;
+    if (left_rows_in_place(rows)) return {rows.data, rows.stride * 2, 4};
+    const int64_t row_bytes = padded_words<T>(rows.width) * 4;
+    memset(scratch, 0, padded_rows<T>(rows.count) * row_bytes);
     for (int64_t r = 0; r < rows.count; ++r) {
-      T* target = reinterpret_cast<T*>(static_cast<char*>(scratch) + r * row_bytes);
-      memcpy(target, rows.row(r), rows.width * 2);
-      target[rows.width] = T{0};
+      memcpy(static_cast<char*>(scratch) + r * row_bytes, rows.row(r), rows.width * 2);
     }
     return {scratch, row_bytes, 4};
   } else {
@@ -129,9 +157,56 @@ inline void interleave_rows(uint32_t* target, const T* first, const T* second, i
   }
 }
 
+#if FUSEWRIGHT_HAS_TILES
+// Rows of words become columns: row i of the result is column i, up to 16 of either.
+inline void transpose_words(const uint32_t* source, int64_t source_stride, uint32_t* target, int64_t target_stride) {
+  Float rows[lanes];
+  for (int i = 0; i < lanes; ++i) memcpy(&rows[i], source + i * source_stride, sizeof(Float));
+  // At each step the off-diagonal quarters of the blocks of 2 * half rows and columns change places.
+  for (int half = lanes / 2; half >= 1; half /= 2) {
+    Int upper, lower;
+    for (int i = 0; i < lanes; ++i) {
+      upper[i] = (i & half) == 0 ? i : lanes + i - half;
+      lower[i] = (i & half) == 0 ? i + half : lanes + i;
+    }
+    for (int i = 0; i < lanes; ++i) {
+      if (i & half) continue;
+      const Float a = rows[i], b = rows[i + half];
+      rows[i] = __builtin_shuffle(a, b, upper);
+      rows[i + half] = __builtin_shuffle(a, b, lower);
+    }
+  }
+  for (int i = 0; i < lanes; ++i) memcpy(target + i * target_stride, &rows[i], sizeof(Float));
+}
+
+// Column i of the block as row i of words, each a pair of rows, in whole tiles and zero behind the last.
+template <class T>
+inline LeftOperand left_columns_in_tiles(const Rows<T>& rows, void* scratch) {
+  constexpr int64_t row_words = key_block / 2;
+  uint32_t* target = static_cast<uint32_t*>(scratch);
+  for (int64_t first = 0; first < rows.width; first += tile_rows) {
+    const int64_t width = rows.width - first < tile_rows ? rows.width - first : tile_rows;
+    for (int64_t word = 0; word < whole_tiles(words<T>(rows.count)); word += tile_words) {
+      uint32_t block[tile_words][tile_rows] = {};
+      for (int64_t w = 0; w < tile_words; ++w) {
+        const int64_t row = 2 * (word + w);
+        if (row >= rows.count) break;
+        const T* second = row + 1 < rows.count ? rows.row(row + 1) + first : nullptr;
+        interleave_rows(block[w], rows.row(row) + first, second, width);
+      }
+      transpose_words(block[0], tile_rows, target + first * row_words + word, row_words);
+    }
+  }
+  return {scratch, row_words * 4, 4};
+}
+#endif
+
 // Row r of the product is column r of the block, summed over its rows.
 template <class T>
 inline LeftOperand left_columns(const Rows<T>& rows, void* scratch) {
+#if FUSEWRIGHT_HAS_TILES
+  if constexpr (in_tiles<T>) return left_columns_in_tiles(rows, scratch);
+#endif
   if constexpr (is_float<T>) {
     return {rows.data, 4, rows.stride * 4};
   } else if constexpr (in_pairs<T>) {
@@ -153,7 +228,7 @@ template <class T>
 inline void pack_rows_as_lanes(float* target, const Rows<T>& rows) {
   constexpr int per_word = Multiplied<T>::Word::elements;
   const int64_t steps = words<T>(rows.width);
-  memset(target, 0, steps * query_block * sizeof(float));
+  memset(target, 0, padded_words<T>(rows.width) * query_block * sizeof(float));
   for (int64_t r = 0; r < rows.count; ++r) {
     const T* row = rows.row(r);
     for (int64_t k = 0; k < rows.width / per_word; ++k) {

@@ -5,7 +5,7 @@
 // lies, by any two strides: keys and values of a tensor need no packing and no padding of their width.
 #pragma once
 
-#include "fusewright/cpu/vector.h"
+#include "fusewright/cpu/attention/tiles.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
@@ -111,9 +111,10 @@ inline void product_last_columns(int64_t vectors, int64_t rows, LeftOperand a, c
   }
 }
 
-// `columns` is a multiple of `lanes`; `steps` counts words.
+// In vector registers. `columns` is a multiple of `lanes`; `steps` counts words.
 template <class Word>
-inline void product(int64_t rows, int64_t columns, int64_t steps, LeftOperand a, Lanes b, Lanes c, bool accumulate) {
+inline void vector_product(int64_t rows, int64_t columns, int64_t steps, LeftOperand a, Lanes b, Lanes c,
+                           bool accumulate) {
   constexpr int64_t tile_columns = product_vectors * lanes;
   int64_t n = 0;
   for (; n + tile_columns <= columns; n += tile_columns) {
@@ -121,6 +122,20 @@ inline void product(int64_t rows, int64_t columns, int64_t steps, LeftOperand a,
   }
   product_last_columns<Word>((columns - n) / lanes, rows, a, b.data + n, b.stride, steps, c.data + n, c.stride,
                              accumulate);
+}
+
+// In tiles where they multiply such words, see tile_product for what the operands then have to look like behind their
+// ends; else in vector registers.
+template <class Word>
+inline void product(int64_t rows, int64_t columns, int64_t steps, LeftOperand a, Lanes b, Lanes c, bool accumulate) {
+#if FUSEWRIGHT_HAS_TILES
+  if constexpr (Word::elements == 2) {
+    tile_product(rows, columns, whole_tiles(steps), a.data, a.row_bytes, b.data, b.stride, c.data, c.stride,
+                 accumulate);
+    return;
+  }
+#endif
+  vector_product<Word>(rows, columns, steps, a, b, c, accumulate);
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -96,7 +96,7 @@ class ScoreGradients {
   // Gradients at key k of the block and the lanes from v, as the lambda that visits them gets by calling `at(k)`.
   template <class Visit>
   void for_each_vector(const Block& block, Visit visit) const {
-    for (int64_t v = 0; v < whole_vectors(block.queries); v += lanes) {
+    for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
       const Float shift = load(shift_ + v), inverse_total = load(inverse_total_ + v), delta = load(delta_ + v);
       visit(v, [&](int64_t k) { return gradient(k * query_block + v, shift, inverse_total, delta); });
     }
@@ -107,7 +107,7 @@ class ScoreGradients {
   static constexpr int64_t few = attention_decode_queries;
 
   static int64_t packed_floats(int64_t width) {
-    const int64_t as_lanes = words<T>(width) * query_block, as_rows = few * packed_row_words<T>(width);
+    const int64_t as_lanes = padded_words<T>(width) * query_block, as_rows = few * packed_row_words<T>(width);
     return as_lanes > as_rows ? as_lanes : as_rows;
   }
 
@@ -121,7 +121,7 @@ class ScoreGradients {
   // Products of keys (or values) with packed queries (or gradients), keys by lanes of queries.
   static void multiply(const Rows<T>& keys, int64_t queries, const float* packed, void* scratch, float* result) {
     if (queries > few) {
-      product<Word>(keys.count, whole_vectors(queries), words<T>(keys.width), left_rows(keys, scratch),
+      product<Word>(keys.count, lane_columns<T>(queries), words<T>(keys.width), left_rows(keys, scratch),
                     {const_cast<float*>(packed), query_block}, {result, query_block}, false);
       return;
     }
