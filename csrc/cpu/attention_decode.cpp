@@ -76,6 +76,7 @@ class Decode {
     using Word = typename Multiplied<T>::Word;
     const Rows<T> keys = rows_of(params_.key, key, count, params_.width);
     const Rows<T> values = rows_of(params_.value, key, count, params_.value_width);
+    prefetch(values);
     bool any = false, partial = false;
     for (int64_t r = 0; r < row_count_; ++r) {
       const Block block{sequence_.batch, rows_[r].head, rows_[r].query, 1, key, count, sequence_.shift};
@@ -92,6 +93,9 @@ class Decode {
       weigh(rows_[r], count, weights, sums + r * value_stride_);
     }
     if (!any) return;
+    if (key + count + key_block <= task_.last_key && params_.page_size == 0) {
+      prefetch(rows_of(params_.key, key + count, key_block, params_.width));
+    }
     if (partial && !all_finite(values)) return add_values_that_take_part(values, sums);
     if constexpr (in_pairs<T>) round_weights();
     const bool in_place = is_float<T> && params_.value_width % lanes == 0;
@@ -102,6 +106,15 @@ class Decode {
     if (!in_place) pack_width_as_lanes(values_, values);
     vector_product<Word>(row_count_, value_stride_, words<T>(count), {weights_, weight_bytes(), 4}, right,
                          {sums, value_stride_}, true);
+  }
+
+  // Asks for rows before they are needed: keys and values take turns, and the processor's own prefetching stops at each
+  // turn.
+  static void prefetch(const Rows<T>& rows) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      for (int64_t i = 0; i < rows.width; i += line) __builtin_prefetch(rows.row(r) + i);
+    }
   }
 
   static constexpr int64_t weight_bytes() { return key_block * (in_pairs<T> ? 2 : 4); }

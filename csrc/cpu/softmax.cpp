@@ -20,7 +20,7 @@ float largest_lane(Float vector) {
   if constexpr (Step == 0) {
     return vector[0];
   } else {
-    return largest_lane<Step / 2>(fast_maximum(vector, rotate<Step>(vector)));
+    return largest_lane<Step / 2>(maximum(vector, rotate<Step>(vector)));
   }
 }
 
@@ -31,7 +31,7 @@ float row_maximum(const T* x, int64_t columns) {
   Pair best[step_pairs];
   for (Pair& pair : best) pair = {broadcast(lowest), broadcast(lowest)};
   const auto compare = [&](int a, Pair value) {
-    best[a] = {fast_maximum(value.first, best[a].first), fast_maximum(value.second, best[a].second)};
+    best[a] = {maximum(value.first, best[a].first), maximum(value.second, best[a].second)};
   };
   int64_t i = 0;
   for (; i + step <= columns; i += step) {
@@ -40,8 +40,7 @@ float row_maximum(const T* x, int64_t columns) {
   for (; i + pair_lanes <= columns; i += pair_lanes) compare(0, Order::load(x + i));
   const int64_t rest = columns - i;
   if (rest > 0) compare(0, Order::first_elements(rest, Order::load_partial(x + i, rest), lowest));
-  return largest_lane(
-      fast_maximum(fast_maximum(best[0].first, best[0].second), fast_maximum(best[1].first, best[1].second)));
+  return largest_lane(maximum(maximum(best[0].first, best[0].second), maximum(best[1].first, best[1].second)));
 }
 
 template <class TOut>

@@ -28,10 +28,10 @@ _X86_ISA_FLAGS = {
 }
 
 # No -ffast-math: linking with it changes the floating-point mode of the whole process.
-# GCC 12 warns of uninitialised variables inside its own AVX-512 headers, hence the one exception.
+# GCC 12 warns of uninitialised variables inside its own AVX-512 headers, hence the two exceptions.
 _CXX_FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-    "-Wall", "-Wextra", "-Wno-maybe-uninitialized",
+    "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 )  # fmt: skip
 
 SANITIZER_FLAGS = {

@@ -16,19 +16,8 @@ struct ExpPower {
 
 constexpr float exp_round_to_integer = 0x1.8p23f;
 
-// maximum() in one instruction: GCC 12 makes a comparison and a blend of it.
-inline Float fast_maximum(Float a, Float b) {
-#if defined(__AVX512F__)
-  return bit_cast<Float>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
-#elif defined(__AVX2__)
-  return bit_cast<Float>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
-#else
-  return maximum(a, b);
-#endif
-}
-
 // exp of -104 rounds to 0 even as a subnormal.
-inline Float exp_argument(Float x) { return fast_maximum(broadcast(-104.0f), x); }
+inline Float exp_argument(Float x) { return maximum(broadcast(-104.0f), x); }
 
 inline ExpPower exp_power(Float x) {
   constexpr float log2_e = 0x1.715476p+0f;

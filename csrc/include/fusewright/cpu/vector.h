@@ -62,8 +62,17 @@ inline Float select(Int mask, Float a, Float b) {
   return bit_cast<Float>((mask & bit_cast<Int>(a)) | (~mask & bit_cast<Int>(b)));
 }
 
-// The second operand where the first is NaN or not greater, as the hardware's maximum.
-inline Float maximum(Float a, Float b) { return a > b ? a : b; }
+// The second operand where the first is NaN or not greater: the hardware's maximum, in one instruction, which GCC 12
+// does not make of the comparison.
+inline Float maximum(Float a, Float b) {
+#if defined(__AVX512F__)
+  return bit_cast<Float>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#elif defined(__AVX2__)
+  return bit_cast<Float>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // ---- conversion to and from float32 ----
 

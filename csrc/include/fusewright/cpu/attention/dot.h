@@ -72,19 +72,19 @@ inline void dot_products(const float* row, const Rows<T>& keys, float* scores) {
   constexpr int64_t step = elements_per_vector<T>;
   const int64_t whole = keys.width / step, rest = keys.width - whole * step;
   for (int64_t first = 0; first < keys.count; first += lanes) {
-    const T* rows[lanes];
-    // Lanes behind the last key repeat it; nobody reads their scores.
-    for (int i = 0; i < lanes; ++i) rows[i] = keys.row(first + i < keys.count ? first + i : keys.count - 1);
-    Float sums[lanes] = {};
-    for (int64_t v = 0; v < whole; ++v) {
-      const Float q = load(row + v * lanes);
-      for (int i = 0; i < lanes; ++i) sums[i] = Word::multiply_add(sums[i], load_words(rows[i] + v * step), q);
-    }
-    if (rest > 0) {
-      const Float q = load(row + whole * lanes);
-      for (int i = 0; i < lanes; ++i) {
-        sums[i] = Word::multiply_add(sums[i], load_last_words(rows[i] + whole * step, rest), q);
+    Float sums[lanes];
+    // Row by row, in the order of memory: the processor's prefetching follows that.
+    for (int i = 0; i < lanes; ++i) {
+      // Lanes behind the last key repeat it; nobody reads their scores.
+      const T* key = keys.row(first + i < keys.count ? first + i : keys.count - 1);
+      Float sum{};
+      for (int64_t v = 0; v < whole; ++v) {
+        sum = Word::multiply_add(sum, load_words(key + v * step), load(row + v * lanes));
       }
+      if (rest > 0) {
+        sum = Word::multiply_add(sum, load_last_words(key + whole * step, rest), load(row + whole * lanes));
+      }
+      sums[i] = sum;
     }
     store(scores + first, sum_each(sums));
   }

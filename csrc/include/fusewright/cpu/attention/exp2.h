@@ -30,12 +30,18 @@ inline Float exp2_of_fraction(Float f) {
 // one, and 2^-126 adds nothing to a sum that is at least 2^-8. NaN gives NaN.
 template <bool Precise>
 inline Float exp2_clamped(Float x) {
+  x = maximum(broadcast(-126.0f), x);
+#if defined(__AVX512F__)
+  const __m512 whole = _mm512_roundscale_ps(bit_cast<__m512>(x), _MM_FROUND_TO_NEAREST_INT);
+  const Float fraction = x - bit_cast<Float>(whole);
+  return bit_cast<Float>(_mm512_scalef_ps(bit_cast<__m512>(exp2_of_fraction<Precise>(fraction)), whole));
+#else
   constexpr float round_to_integer = 0x1.8p23f;
-  x = select(x < -126.0f, broadcast(-126.0f), x);
   const Float shifted = x + round_to_integer;
   const Float fraction = x - (shifted - round_to_integer);
   const Int exponent = bit_cast<Int>(shifted) << 23;
   return bit_cast<Float>(bit_cast<Int>(exp2_of_fraction<Precise>(fraction)) + exponent);
+#endif
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -47,66 +47,71 @@ constexpr int product_rows = 6, product_vectors = 4;  // 24 sums of 32 registers
 constexpr int product_rows = 6, product_vectors = 2;  // 12 sums of 16 registers
 #endif
 
-template <class Word, int Rows, int Vectors>
-inline void product_tile(LeftOperand a, const float* b, int64_t b_stride, int64_t steps, float* c, int64_t c_stride,
-                         bool accumulate) {
+// Rows by Vectors sums in registers. Whether they are added to C is known when compiling: a branch at the end would
+// pass all of them through memory.
+template <class Word, bool Accumulate, int Rows, int Vectors>
+inline void product_tile(LeftOperand a, const float* b, int64_t b_stride, int64_t steps, float* c, int64_t c_stride) {
   Float sum[Rows][Vectors];
+#pragma GCC unroll 6
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) sum[r][v] = Float{};
   }
   const char* a_row[Rows];
-  for (int r = 0; r < Rows; ++r) a_row[r] = static_cast<const char*>(a.data) + r * a.row_bytes;
-  for (int64_t k = 0; k < steps; ++k) {
+  a_row[0] = static_cast<const char*>(a.data);
+#pragma GCC unroll 6
+  for (int r = 1; r < Rows; ++r) a_row[r] = a_row[r - 1] + a.row_bytes;
+  for (int64_t offset = 0; steps > 0; --steps, offset += a.step_bytes, b += b_stride) {
     Float b_row[Vectors];
-    for (int v = 0; v < Vectors; ++v) b_row[v] = load(b + k * b_stride + v * lanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) b_row[v] = load(b + v * lanes);
+#pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r) {
       int32_t word;
-      memcpy(&word, a_row[r] + k * a.step_bytes, sizeof(word));
+      memcpy(&word, a_row[r] + offset, sizeof(word));
       const Float spread = bit_cast<Float>(word - Int{});
+#pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[r][v] = Word::multiply_add(sum[r][v], spread, b_row[v]);
     }
   }
   // Added last, so that rounding errors grow with the number of blocks and not with the length of the sequence.
+#pragma GCC unroll 6
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      float* target = c + r * c_stride + v * lanes;
-      store(target, accumulate ? load(target) + sum[r][v] : sum[r][v]);
+      store(c + v * lanes, Accumulate ? load(c + v * lanes) + sum[r][v] : sum[r][v]);
     }
+    c += c_stride;
   }
 }
 
-// The remaining rows, fewer than product_rows.
-template <class Word, int Vectors, int Rows = product_rows - 1>
-inline void product_last_rows(int64_t rows, LeftOperand a, const float* b, int64_t b_stride, int64_t steps, float* c,
-                              int64_t c_stride, bool accumulate) {
-  if constexpr (Rows > 0) {
-    if (rows == Rows) {
-      product_tile<Word, Rows, Vectors>(a, b, b_stride, steps, c, c_stride, accumulate);
-    } else {
-      product_last_rows<Word, Vectors, Rows - 1>(rows, a, b, b_stride, steps, c, c_stride, accumulate);
-    }
-  }
-}
-
-template <class Word, int Vectors>
+// Rows in tiles of product_rows, the remaining ones in tiles of 4, 2 and 1.
+template <class Word, bool Accumulate, int Vectors, int Rows = product_rows>
 inline void product_columns(int64_t rows, LeftOperand a, const float* b, int64_t b_stride, int64_t steps, float* c,
-                            int64_t c_stride, bool accumulate) {
+                            int64_t c_stride) {
   int64_t r = 0;
-  for (; r + product_rows <= rows; r += product_rows) {
-    product_tile<Word, product_rows, Vectors>(a.from_row(r), b, b_stride, steps, c + r * c_stride, c_stride,
-                                              accumulate);
+  for (; r + Rows <= rows; r += Rows) {
+    product_tile<Word, Accumulate, Rows, Vectors>(a.from_row(r), b, b_stride, steps, c + r * c_stride, c_stride);
   }
-  product_last_rows<Word, Vectors>(rows - r, a.from_row(r), b, b_stride, steps, c + r * c_stride, c_stride, accumulate);
+  if constexpr (Rows > 1) {
+    constexpr int fewer = Rows > 4 ? 4 : Rows / 2;
+    if (r < rows) {
+      product_columns<Word, Accumulate, Vectors, fewer>(rows - r, a.from_row(r), b, b_stride, steps, c + r * c_stride,
+                                                        c_stride);
+    }
+  }
 }
 
-template <class Word, int Vectors = product_vectors - 1>
-inline void product_last_columns(int64_t vectors, int64_t rows, LeftOperand a, const float* b, int64_t b_stride,
-                                 int64_t steps, float* c, int64_t c_stride, bool accumulate) {
-  if constexpr (Vectors > 0) {
-    if (vectors == Vectors) {
-      product_columns<Word, Vectors>(rows, a, b, b_stride, steps, c, c_stride, accumulate);
-    } else {
-      product_last_columns<Word, Vectors - 1>(vectors, rows, a, b, b_stride, steps, c, c_stride, accumulate);
+template <class Word, bool Accumulate, int Vectors = product_vectors>
+inline void product_in_vectors(int64_t rows, int64_t columns, int64_t steps, LeftOperand a, Lanes b, Lanes c) {
+  int64_t n = 0;
+  for (; n + Vectors * lanes <= columns; n += Vectors * lanes) {
+    product_columns<Word, Accumulate, Vectors>(rows, a, b.data + n, b.stride, steps, c.data + n, c.stride);
+  }
+  if constexpr (Vectors > 1) {
+    if (n < columns) {
+      product_in_vectors<Word, Accumulate, Vectors / 2>(rows, columns - n, steps, a, {b.data + n, b.stride},
+                                                        {c.data + n, c.stride});
     }
   }
 }
@@ -115,13 +120,11 @@ inline void product_last_columns(int64_t vectors, int64_t rows, LeftOperand a, c
 template <class Word>
 inline void vector_product(int64_t rows, int64_t columns, int64_t steps, LeftOperand a, Lanes b, Lanes c,
                            bool accumulate) {
-  constexpr int64_t tile_columns = product_vectors * lanes;
-  int64_t n = 0;
-  for (; n + tile_columns <= columns; n += tile_columns) {
-    product_columns<Word, product_vectors>(rows, a, b.data + n, b.stride, steps, c.data + n, c.stride, accumulate);
+  if (accumulate) {
+    product_in_vectors<Word, true>(rows, columns, steps, a, b, c);
+  } else {
+    product_in_vectors<Word, false>(rows, columns, steps, a, b, c);
   }
-  product_last_columns<Word>((columns - n) / lanes, rows, a, b.data + n, b.stride, steps, c.data + n, c.stride,
-                             accumulate);
 }
 
 // In tiles where they multiply such words, see tile_product for what the operands then have to look like behind their
