@@ -13,6 +13,18 @@ CASES = list(cases_of("scaled_dot_product_attention"))
 ISAS = native.cpu_isas() if native.cpu_unavailable_reason() is None else []
 
 
+@pytest.fixture(autouse=True)
+def nan_in_scratch():
+    """Kernels keep their scratch from call to call; what a call of NaN leaves there must not reach the next."""
+    torch.set_num_threads(1)
+    nan = torch.full((1, 2, 128, 64), float("nan"))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        leaves = [nan.to(dtype).requires_grad_() for _ in range(3)]
+        mask = torch.full((128, 128), float("nan"), dtype=dtype)
+        output = functional.scaled_dot_product_attention(*leaves, mask, 0.5, softcap=1.0, seed=0, backend="cpu")
+        output.sum().backward()
+
+
 def _failures(case, backend):
     return {name: verdict.failures for name, verdict in evaluate(case, backend).items() if not verdict.passed}
 

@@ -58,6 +58,8 @@ def _why(decision: dispatch.Decision) -> str:
         return "forced by the call or by FUSEWRIGHT_BACKEND"
     if decision.backend == "reference":
         return "float64 and meta tensors by design" if decision.by_design else "no kernel takes the call"
+    if decision.backend == "torch":
+        return "torch's own kernel: no fused kernel takes the call"
     if decision.backend == "cpu":
         return f"best of this machine, instruction set {native.cpu_isa()}"
     return "best of this machine"

@@ -50,6 +50,7 @@ Predicate = Callable[[Call], str | None]
 
 _predicates: dict[str, dict[str, Predicate]] = {}
 _choices: dict[tuple[str, str, tuple[torch.dtype, ...], int, str | None], str] = {}
+_fused: dict[Call, bool] = {}
 _warned: set[str] = set()
 _recording: list[Decision] | None = None
 
@@ -108,6 +109,29 @@ def choose(op: str, device_type: str, dtypes: tuple[torch.dtype, ...], ndim: int
     return decision.backend
 
 
+@torch.compiler.assume_constant_result
+def serves(op: str, device_type: str, dtypes: tuple[torch.dtype, ...], ndim: int) -> bool:
+    """Whether a call runs on a fused kernel (or on the one ``FUSEWRIGHT_BACKEND`` names), for a caller that has
+    PyTorch's own kernel to turn to otherwise. Arguments as :func:`choose`.
+    """
+    call = Call(op, device_type, dtypes, ndim)
+    served = _fused.get(call)
+    if served is not None and _recording is None:
+        return served
+    decision = decide(call)
+    if FORCED_BACKEND is None:
+        served = decision.backend != "reference"
+    else:
+        served = FORCED_BACKEND == "reference" or _refusal_of(call, FORCED_BACKEND) is None
+    if _recording is not None and not served:
+        handed_on = Decision(call, "torch", decision.refusals)
+        # A function and then the slot below it may both hand the same call on.
+        if handed_on not in _recording[-1:]:
+            _recording.append(handed_on)
+    _fused[call] = served
+    return served
+
+
 def _forced(call: Call, backend: str) -> Decision:
     if backend not in BACKENDS:
         raise value_error("backend", repr(backend), f"one of {', '.join(BACKENDS)}")
@@ -127,6 +151,7 @@ def _warn_once(decision: Decision) -> None:
 def forget() -> None:
     """Drop every kept choice; for tests, and after a library became available."""
     _choices.clear()
+    _fused.clear()
     _warned.clear()
 
 

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels ahead of time, with no GPU, and fails on a register spill.
 
-Attention fails as well where a program needs more shared memory than the GPU has, and where the common 16-bit cases do
-not run on Hopper's warp-group matrix instructions.
+It fails as well where a program needs more registers than the GPU has, and for attention more shared memory, and where
+its common 16-bit cases do not run on Hopper's warp-group matrix instructions.
 
     python -m fusewright_kernels.triton_compile_check
 
@@ -29,7 +29,7 @@ from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile
 
 ARCHITECTURES = (80, 90)
 LONGEST_COLUMNS = 131072
-VERBOSE = os.environ.get("CHECK_VERBOSE")
+REGISTERS = 65536  # of a multiprocessor
 
 # How a call's operands lie in memory, as a launch would specialise for it: rows of adjacent elements, or a view with
 # three row dimensions and strided columns.
@@ -217,6 +217,9 @@ def usage_of(compilation: Compilation) -> Usage:
 def faults_of(compilation: Compilation, usage: Usage) -> Iterator[str]:
     if usage.stack or usage.local:
         yield "SPILL"
+    # Handed out to a thread by eights, and a launch that asks for more than there are fails.
+    if -(-usage.registers // 8) * 8 * 32 * compilation.options["num_warps"] > REGISTERS:
+        yield "REGISTERS"
     if compilation.shared_limit is not None and usage.shared > compilation.shared_limit:
         yield "SHARED MEMORY"
     if compilation.wants_warp_groups and not usage.warp_groups:
@@ -228,19 +231,16 @@ def _every_compilation() -> list[Compilation]:
     return list(compilations())
 
 
-def _usage_of_number(number: int) -> tuple[float, Usage]:
-    """Seconds and result of one of ``_every_compilation``: sources hold modules and cannot be sent to a process."""
-    started = time.perf_counter()
-    usage = usage_of(_every_compilation()[number])
-    return time.perf_counter() - started, usage
+def _usage_of_number(number: int) -> Usage:
+    """Of one of ``_every_compilation``: sources hold modules and cannot be sent to a process."""
+    return usage_of(_every_compilation()[number])
 
 
-def _usages() -> Iterator[tuple[Compilation, float, Usage]]:
+def _usages() -> Iterator[tuple[Compilation, Usage]]:
     """Every compilation, in order, by as many processes as there are cores. They are new ones: torch has threads."""
     every = _every_compilation()
     with multiprocessing.get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
-        for compilation, (seconds, usage) in zip(every, pool.imap(_usage_of_number, range(len(every))), strict=True):
-            yield compilation, seconds, usage
+        yield from zip(every, pool.imap(_usage_of_number, range(len(every))), strict=True)
 
 
 def main() -> int:
@@ -254,9 +254,8 @@ def main() -> int:
     counts: Counter[str] = Counter()
     most_registers: Counter[str] = Counter()
     spills = others = on_warp_groups = 0
-    for compilation, compile_seconds, usage in _usages():
+    for compilation, usage in _usages():
         name = compilation.kernel_name
-        if VERBOSE: print(f"{compile_seconds:.1f} sm_{compilation.architecture} {compilation.description} {usage}", flush=True)
         counts[name] += 1
         most_registers[name] = max(most_registers[name], usage.registers)
         on_warp_groups += usage.warp_groups

@@ -1,5 +1,10 @@
 """Thin modules: the constructor, ``state_dict`` and forward of torch.nn's class of the same name, plus keywords."""
 
+from fusewright.nn.attention import MultiheadAttention
+from fusewright.nn.kv_cache import KeyValueCache
 from fusewright.nn.normalization import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
+from fusewright.nn.positional import RotaryEmbedding
 
-__all__ = ["AddLayerNorm", "AddRMSNorm", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "AddLayerNorm", "AddRMSNorm", "KeyValueCache", "LayerNorm", "MultiheadAttention", "RMSNorm", "RotaryEmbedding",
+]  # fmt: skip

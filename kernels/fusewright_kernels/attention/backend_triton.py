@@ -16,40 +16,9 @@ from fusewright_kernels import library, philox
 from fusewright_kernels.attention import tiles
 from fusewright_kernels.attention.tile_lists import lists_of, tiles_in_window, visited_tiles
 from fusewright_kernels.attention.tiles import Tile
-from fusewright_kernels.dispatch import Call
-from fusewright_kernels.triton_support import (
-    DTYPES,
-    INTERPRETED,
-    LAUNCH_OPTIONS,
-    ceil_div,
-    launching_on,
-    unavailable_reason,
-)
-
-# Farther than any two positions lie apart, and twice it still fits 32 bits.
-_NO_LIMIT = 2**30
-
-
-def refuse(call: Call) -> str | None:
-    """Why the kernels cannot serve ``call``, or None; they take any widths, lengths and strides, and bool masks."""
-    reason = unavailable_reason()
-    if reason is not None:
-        return reason
-    if call.device_type != "cuda" and not (INTERPRETED and call.device_type == "cpu"):
-        return f"Triton kernels run on CUDA tensors, not on {call.device_type}"
-    for dtype in call.dtypes:
-        if dtype.is_floating_point and dtype not in DTYPES:
-            return f"the Triton kernels have no {dtype}"
-    return None
-
-
-@functools.cache
-def _architecture(device: torch.device) -> int:
-    """Which column of the tile table ``device`` takes."""
-    if device.type != "cuda":
-        return 80
-    available = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return max((own for own, needed in tiles.SHARED_MEMORY.items() if needed <= available), default=80)
+from fusewright_kernels.attention.triton_launch import alibi_strides, architecture_of, launch_options, limit, strides
+from fusewright_kernels.attention.triton_launch import refuse as refuse
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on
 
 
 @dataclass(frozen=True)
@@ -94,7 +63,7 @@ class _Problem:
 
     def tile(self, table: Any) -> Tile:
         widths = self.query.shape[3], self.value.shape[3]
-        of_kind = functools.partial(table, self.query.itemsize, *widths, _architecture(self.query.device))
+        of_kind = functools.partial(table, self.query.itemsize, *widths, architecture_of(self.query.device))
         tile = of_kind(by_pair=self.mask is not None or self.has_dropout)
         return tile if self._blocks_hold(tile) else of_kind(by_pair=True)
 
@@ -116,11 +85,11 @@ class _Problem:
             "p_cu_seqlens_q": self.cu_seqlens_q,
             "p_cu_seqlens_k": self.cu_seqlens_k,
             "p_alibi_slopes": self.alibi_slopes,
-            **_strides("query", query, "bht"),
-            **_strides("key", key, "bhs"),
-            **_strides("value", value, "bhs"),
+            **strides("query", query, "bht"),
+            **strides("key", key, "bhs"),
+            **strides("value", value, "bhs"),
             **self._mask_operands(),
-            **_alibi_strides(self.alibi_slopes, query),
+            **alibi_strides(self.alibi_slopes, query),
             "H": query.shape[1],
             "T": query.shape[2],
             "S": key.shape[2],
@@ -129,8 +98,8 @@ class _Problem:
             "GROUP": self.group,
             "n_sequences": n_sequences,
             "n_steps": n_sequences.bit_length(),
-            "before": _limit(self.window_left),
-            "after": _limit(self.window_right),
+            "before": limit(self.window_left),
+            "after": limit(self.window_right),
             "scale": self.scale / self.softcap if self.softcap > 0.0 else self.scale * self.unit,
             "softcap": self.softcap * self.unit,
             "keep_threshold": philox.keep_threshold(self.dropout_p),
@@ -143,7 +112,7 @@ class _Problem:
         if self.mask is None:
             return {"p_mask": None, **dict.fromkeys((f"stride_mask_{axis}" for axis in "bhts"), 0)}
         mask = self.mask if self.additive else self.mask.view(torch.uint8)
-        return {"p_mask": mask, **_strides("mask", mask.expand(*self.query.shape[:3], self.key.shape[2]), "bhts")}
+        return {"p_mask": mask, **strides("mask", mask.expand(*self.query.shape[:3], self.key.shape[2]), "bhts")}
 
     def sweep_operands(self, tile: Tile, *, keys_own: bool) -> dict[str, Any]:
         """What the kernels take that sweep over the other side's tiles; ``keys_own``: each program owns keys."""
@@ -166,7 +135,7 @@ class _Problem:
         if self.cu_seqlens_q is None:
             shift = lengths[1] - lengths[0] if self.bottom_right else 0
             visited = visited & tiles_in_window(
-                lengths, (tile.block_m, tile.block_n), shift, _limit(self.window_left), _limit(self.window_right),
+                lengths, (tile.block_m, tile.block_n), shift, limit(self.window_left), limit(self.window_right),
                 self.query.device,
             )  # fmt: skip
         counts, lists = lists_of(visited.mT if keys_own else visited)
@@ -195,33 +164,6 @@ def _keep_scale(dropout_p: float) -> float:
     return 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
 
 
-def _limit(window: int) -> int:
-    return _NO_LIMIT if window < 0 else min(window, _NO_LIMIT)
-
-
-def _strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
-    return {f"stride_{name}_{axis}": tensor.stride(dim) for dim, axis in enumerate(axes)}
-
-
-def _alibi_strides(alibi_slopes: Tensor | None, query: Tensor) -> dict[str, int]:
-    if alibi_slopes is None:
-        return {"stride_alibi_b": 0, "stride_alibi_h": 0}
-    return _strides("alibi", alibi_slopes.expand(query.shape[0], -1), "bh")
-
-
-def _blocks(tile: Tile) -> dict[str, Any]:
-    return {
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_D": tile.block_d,
-        "BLOCK_DV": tile.block_dv,
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-        **tiles.REGISTER_OPTIONS,
-        **LAUNCH_OPTIONS,
-    }
-
-
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     problem = _Problem(query, key, value, *arguments)
     batch, heads, length, _ = query.shape
@@ -246,11 +188,11 @@ def attention_forward(query: Tensor, key: Tensor, value: Tensor, *arguments: Any
             p_output=output,
             p_statistics=statistics,
             n_row_blocks=row_blocks,
-            **_strides("output", output, "bht"),
+            **strides("output", output, "bht"),
             stride_sinks=0 if sinks is None else sinks.stride(0),
             stride_statistics=statistics.stride(0),
             PACKED_HEADS=packed_heads,
-            **_blocks(tile),
+            **launch_options(tile),
         )
     return output, statistics
 
@@ -276,7 +218,7 @@ def attention_backward(
             **problem.operands(),
             "p_rows": rows,
             "p_grad_output": grad_output,
-            **_strides("grad", grad_output, "bht"),
+            **strides("grad", grad_output, "bht"),
             "stride_rows": rows.stride(0),
         }
         if need_key or need_value:
@@ -313,10 +255,10 @@ def _row_numbers(
         H=heads,
         T=length,
         n_rows=n_rows,
-        **_strides("grad", grad_output, "bht"),
-        **_strides("output", output, "bht"),
+        **strides("grad", grad_output, "bht"),
+        **strides("output", output, "bht"),
         **(dict.fromkeys(("stride_lse_b", "stride_lse_h", "stride_lse_t"), 0) if grad_lse is None
-           else _strides("lse", grad_lse, "bht")),
+           else strides("lse", grad_lse, "bht")),
         DV=width,
         ADDITIVE=problem.additive,
         BLOCK_M=tiles.ROWS.block_m,
@@ -343,10 +285,10 @@ def _launch_key(problem: _Problem, shared: dict[str, Any], grad_key: Tensor | No
         p_grad_key=grad_key,
         p_grad_value=grad_value,
         n_own_blocks=blocks,
-        **_strides("grad_key", problem.key if grad_key is None else grad_key, "bhs"),
-        **_strides("grad_value", problem.value if grad_value is None else grad_value, "bhs"),
+        **strides("grad_key", problem.key if grad_key is None else grad_key, "bhs"),
+        **strides("grad_value", problem.value if grad_value is None else grad_value, "bhs"),
         key_scale=problem.scale,
-        **_blocks(tile),
+        **launch_options(tile),
     )
 
 
@@ -361,9 +303,9 @@ def _launch_query(problem: _Problem, shared: dict[str, Any], grad_query: Tensor)
         **problem.sweep_operands(tile, keys_own=False),
         p_grad_query=grad_query,
         n_own_blocks=blocks,
-        **_strides("grad_query", grad_query, "bht"),
+        **strides("grad_query", grad_query, "bht"),
         key_scale=problem.scale,
-        **_blocks(tile),
+        **launch_options(tile),
     )
 
 
@@ -384,7 +326,7 @@ def _launch_mask(problem: _Problem, shared: dict[str, Any], grad_mask: Tensor) -
         mask_h=mask_h,
         ONE_QUERY=mask_t == 1,
         ONE_KEY=mask_s == 1,
-        **_blocks(tile),
+        **launch_options(tile),
     )
 
 

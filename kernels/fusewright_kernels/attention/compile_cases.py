@@ -1,4 +1,4 @@
-"""What ``triton_compile_check`` compiles of the attention kernels: every tile, with no feature, causal, with every one.
+"""What ``triton_compile_check`` compiles of the attention kernels: every tile, with the features that fill registers.
 
 Imports only where Triton is installed.
 """
@@ -11,13 +11,14 @@ from triton.compiler import ASTSource
 from fusewright_kernels.attention import tiles
 from fusewright_kernels.attention import triton_kernels_backward as backward
 from fusewright_kernels.attention import triton_kernels_backward_query as backward_query
+from fusewright_kernels.attention import triton_kernels_decode as decode
 from fusewright_kernels.attention import triton_kernels_forward as forward
 from fusewright_kernels.attention.tiles import Tile
 
 # Optional operands, which a launch leaves out by passing None.
 _OPTIONAL = (
     "p_mask", "p_block_mask", "p_tile_counts", "p_tile_lists", "p_alibi_slopes", "p_sinks", "p_seed",
-    "p_cu_seqlens_q", "p_cu_seqlens_k", "p_grad_lse",
+    "p_cu_seqlens_q", "p_cu_seqlens_k", "p_grad_lse", "p_block_table", "p_split_sums", "p_split_statistics",
 )  # fmt: skip
 _POINTERS = {
     "p_block_mask": "*u8",
@@ -30,6 +31,10 @@ _POINTERS = {
     "p_statistics": "*fp32",
     "p_grad_lse": "*fp32",
     "p_rows": "*fp32",
+    "p_lengths": "*i64",
+    "p_block_table": "*i64",
+    "p_split_sums": "*fp32",
+    "p_split_statistics": "*fp32",
 }
 _FLOATS = ("scale", "key_scale", "softcap", "keep_scale")
 
@@ -52,6 +57,8 @@ LIGHT = Features(
 )
 DROPOUT = Features("causal with dropout", ("p_seed",), uneven=True)
 EVERYTHING = Features("everything", _OPTIONAL, softcap=True, uneven=True)
+# Of decoding; uneven stands for several queries.
+SPLIT = Features("one query in splits", ("p_split_sums", "p_split_statistics"))
 
 
 class Case(NamedTuple):
@@ -72,7 +79,8 @@ class Case(NamedTuple):
     def wants_warp_groups(self) -> bool:
         """Whether it is one of the cases that must run on Hopper's warp-group matrix instructions."""
         by_pair = any(name in self.features.present for name in _BY_ELEMENT)
-        return self.architecture == 90 and self.dtype != "fp32" and 64 <= max(self.widths) <= 128 and not by_pair
+        of_tensors = self.architecture == 90 and self.dtype != "fp32" and 64 <= max(self.widths) <= 128
+        return of_tensors and not by_pair and self.kernel is not decode.attention_decode_kernel
 
     @property
     def options(self) -> dict[str, Any]:
@@ -111,8 +119,9 @@ class Case(NamedTuple):
             "BOTTOM_RIGHT": self.features.uneven,
             "ALWAYS_MASKED": always_masked,
             "UNEVEN": self.features.uneven,
-            "ONE_QUERY": False,
+            "ONE_QUERY": not self.features.uneven,
             "ONE_KEY": False,
+            "SPLIT": tiles.SPLIT_LENGTH,
             "BLOCK_M": self.tile.block_m,
             "BLOCK_N": self.tile.block_n,
             "BLOCK_D": self.tile.block_d,
@@ -133,32 +142,52 @@ _KERNELS = (
     (backward_query.attention_backward_query_kernel, tiles.backward_query_tile),
 )
 
-# Every shape of the tables with the features that fill the registers, and a padded width.
+# Every shape of the tables at its widest and, on both sides of a step, narrower, since a narrower one may use more
+# registers; padded widths, two that differ, and rows that are cut.
 _COVERAGE = (
-    ("bf16", (80, 80), (CAUSAL,)),
-    ("bf16", (128, 128), (CAUSAL, LIGHT, DROPOUT, EVERYTHING)),
-    ("fp32", (64, 64), (CAUSAL, EVERYTHING)),
-    ("fp32", (128, 128), (EVERYTHING,)),
-    ("bf16", (64, 64), (CAUSAL, LIGHT, EVERYTHING)),
-    ("bf16", (16, 16), (LIGHT,)),
-    ("bf16", (256, 256), (LIGHT, EVERYTHING)),
+    ("fp32", (128, 128), (LIGHT, EVERYTHING)),
+    ("fp32", (64, 64), (CAUSAL, LIGHT, EVERYTHING)),
+    ("fp32", (32, 32), (EVERYTHING,)),
     ("bf16", (512, 512), (LIGHT, EVERYTHING)),
-    ("fp16", (128, 128), (PLAIN,)),
+    ("bf16", (256, 256), (LIGHT, EVERYTHING)),
+    ("bf16", (192, 128), (CAUSAL,)),
+    ("bf16", (256, 16), (LIGHT, EVERYTHING)),
+    ("bf16", (16, 256), (LIGHT, EVERYTHING)),
+    ("bf16", (128, 128), (CAUSAL, LIGHT, DROPOUT, EVERYTHING)),
+    ("bf16", (16, 128), (LIGHT, EVERYTHING)),
+    ("bf16", (80, 80), (CAUSAL,)),
+    ("bf16", (64, 64), (CAUSAL, LIGHT, EVERYTHING)),
+    ("bf16", (32, 32), (LIGHT, EVERYTHING)),
+    ("bf16", (16, 16), (LIGHT, EVERYTHING)),
+    ("fp16", (128, 128), (PLAIN, EVERYTHING)),
 )
+_DECODE_COVERAGE = (
+    ("fp32", ((16, 16), (64, 64), (128, 128))),
+    ("bf16", ((16, 16), (64, 64), (128, 128), (256, 256))),
+)
+
+
+def _itemsize(dtype: str) -> int:
+    return 4 if dtype == "fp32" else 2
 
 
 def cases(architecture: int) -> Iterator[Case]:
     for dtype, widths, every_features in _COVERAGE:
-        itemsize = 4 if dtype == "fp32" else 2
         for kernel, tile_of in _KERNELS:
             for features in every_features:
                 by_pair = any(name in features.present for name in _BY_ELEMENT)
-                tile = tile_of(itemsize, *widths, architecture, by_pair)
+                tile = tile_of(_itemsize(dtype), *widths, architecture, by_pair)
                 yield Case(kernel, tile, architecture, dtype, widths, features)
         if EVERYTHING in every_features:
-            tile = tiles.backward_query_tile(itemsize, *widths, architecture, True)
+            tile = tiles.backward_query_tile(_itemsize(dtype), *widths, architecture, True)
             kernel = backward_query.attention_backward_mask_kernel
             yield Case(kernel, tile, architecture, dtype, widths, EVERYTHING)
-            yield Case(backward.attention_backward_rows_kernel, tiles.ROWS, architecture, dtype, widths, EVERYTHING)
     grouped = tiles.forward_tile(2, 128, 128, architecture, False)
     yield Case(forward.attention_forward_kernel, grouped, architecture, "bf16", (128, 128), CAUSAL, group=4)
+    for dtype, every_widths in _DECODE_COVERAGE:
+        for widths in every_widths:
+            for features, rows in ((PLAIN, 8), (SPLIT, 8), (EVERYTHING, 8), (EVERYTHING, 64)):
+                tile = tiles.decode_tile(_itemsize(dtype), *widths, architecture, rows)
+                yield Case(decode.attention_decode_kernel, tile, architecture, dtype, widths, features, group=8)
+        yield Case(decode.attention_decode_join_kernel, tiles.JOINED, architecture, dtype, widths, EVERYTHING)
+        yield Case(backward.attention_backward_rows_kernel, tiles.ROWS, architecture, dtype, widths, EVERYTHING)

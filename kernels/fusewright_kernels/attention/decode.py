@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels import dispatch, library
-from fusewright_kernels.attention import backend_native, backend_reference, checks, rotary
+from fusewright_kernels.attention import backend_native, backend_reference, backend_triton_decode, checks, rotary
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 
-dispatch.register("attention_decode", {"cpu": backend_native.refuse_cpu})
+dispatch.register("attention_decode", {"triton": backend_triton_decode.refuse, "cpu": backend_native.refuse_cpu})
 
 
 def decode_attention(

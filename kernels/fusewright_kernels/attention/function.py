@@ -18,10 +18,33 @@ _TENSORS = 10
 class Attention(torch.autograd.Function):
     """(the inputs of ``attention_forward``..., return_lse, backend) -> (output, statistics, lse or None)."""
 
+    # Every argument by name: torch.compile counts them to tell a forward without a context from one with.
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        *arguments, return_lse, backend = inputs
-        output, statistics = library.overload("attention_forward", backend)(*arguments)
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        block_mask: Tensor | None,
+        alibi_slopes: Tensor | None,
+        sinks: Tensor | None,
+        seed: Tensor | None,
+        cu_seqlens_q: Tensor | None,
+        cu_seqlens_k: Tensor | None,
+        block_size: int,
+        scale: float,
+        softcap: float,
+        dropout_p: float,
+        window_left: int,
+        window_right: int,
+        bottom_right: bool,
+        return_lse: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        output, statistics = library.overload("attention_forward", backend)(
+            query, key, value, mask, block_mask, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k,
+            block_size, scale, softcap, dropout_p, window_left, window_right, bottom_right,
+        )  # fmt: skip
         return output, statistics, log_sum_exp(statistics) if return_lse else None
 
     @staticmethod

@@ -10,12 +10,13 @@ from fusewright_kernels.attention import backend_native, backend_reference, back
 from fusewright_kernels.attention.decode import decode_attention
 from fusewright_kernels.attention.function import Attention
 from fusewright_kernels.attention.pattern import Global, Pattern, PerHead, Random, Strided, Union, Window
+from fusewright_kernels.attention.sdpa_slot import slot_backward, slot_forward
 from fusewright_kernels.checks import probability, value_error
 from fusewright_kernels.checks import seed as check_seed
 
 __all__ = [
     "Global", "Pattern", "PerHead", "Random", "Strided", "Union", "Window",
-    "decode_attention", "scaled_dot_product_attention", "varlen_attention",
+    "decode_attention", "scaled_dot_product_attention", "slot_backward", "slot_forward", "varlen_attention",
 ]  # fmt: skip
 
 backend_reference.attach()

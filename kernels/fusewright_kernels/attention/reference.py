@@ -5,8 +5,6 @@ derivatives of any order follow from autograd. Letters as in the op's README: B 
 heads, T query length, S key length, D head dimension, DV value head dimension.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -99,16 +97,6 @@ def bias_and_visibility(
     return logits, visible.expand_as(logits)
 
 
-class _Weights(NamedTuple):
-    """Softmax of the logits of every pair, (B, H, T, S), and what its derivative needs."""
-
-    probabilities: Tensor  # 0 where a pair takes no part
-    visible: Tensor  # which pairs take part
-    sink: Tensor | None  # the sink's probability, (B, H, T, 1)
-    cap_slope: Tensor | None  # derivative of the cap at each logit
-    statistics: Tensor
-
-
 def _weights(
     query: Tensor,
     key: Tensor,
@@ -124,8 +112,13 @@ def _weights(
     window_left: int,
     window_right: int,
     bottom_right: bool,
-) -> _Weights:
-    """The weights of ``query`` and ``key``, both computed types with as many heads as each other."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Softmax of the logits of every pair of ``query`` and ``key``, computed types with as many heads as each other.
+
+    Returns:
+        The probabilities (B, H, T, S), 0 where a pair takes no part; which pairs take part; the sink's probability
+        (B, H, T, 1) or None; the derivative of the cap at each logit or None; the statistics of the rows.
+    """
     logits = torch.matmul(query, key.mT) * scale
     cap_slope = None
     if softcap > 0.0:
@@ -147,7 +140,7 @@ def _weights(
     total = weights.sum(-1, keepdim=True)
     weights = weights / torch.where(total == 0.0, 1.0, total)
     keys = visible.shape[-1]
-    return _Weights(
+    return (
         torch.where(visible, weights[..., :keys], 0.0),
         visible,
         None if sinks is None else weights[..., keys:],
@@ -193,15 +186,15 @@ def attention(
     ``library``, which also says what the statistics are.
     """
     key, value = (_heads(_compute(tensor), query.shape[1]) for tensor in (key, value))
-    weights = _weights(
+    probabilities, visible, _, _, statistics = _weights(
         _compute(query), key, mask, block_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap, window_left, window_right, bottom_right,
     )  # fmt: skip
     # A masked value must not reach a result whatever it holds, and 0 * NaN is NaN: sums are taken of finite values, and
     # what is not finite comes back only where it takes part. So in the backward for all that is summed there.
-    output = torch.matmul(_kept(weights.probabilities, keep, dropout_p), _finite(value))
-    output = torch.where(_reached(weights.visible, value), float("nan"), output)
-    return output.to(query.dtype), weights.statistics
+    output = torch.matmul(_kept(probabilities, keep, dropout_p), _finite(value))
+    output = torch.where(_reached(visible, value), float("nan"), output)
+    return output.to(query.dtype), statistics
 
 
 def attention_backward(
@@ -229,25 +222,25 @@ def attention_backward(
     heads, key_heads = query.shape[1], key.shape[1]
     wide_query, grad = _compute(query), _compute(grad_output)
     wide_key, wide_value = _heads(_compute(key), heads), _heads(_compute(value), heads)
-    weights = _weights(
+    probabilities, visible, sink, cap_slope, _ = _weights(
         wide_query, wide_key, mask, block_mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap, window_left, window_right, bottom_right,
     )  # fmt: skip
     grad_weights = torch.matmul(grad, wide_value.mT)
-    grad_weights = torch.where(weights.visible, _kept(grad_weights, keep, dropout_p), 0.0)
-    delta = (weights.probabilities * grad_weights).sum(-1, keepdim=True)
+    grad_weights = torch.where(visible, _kept(grad_weights, keep, dropout_p), 0.0)
+    delta = (probabilities * grad_weights).sum(-1, keepdim=True)
     if grad_lse is not None:
         delta = delta - grad_lse.to(delta.dtype)[..., None]
-    grad_logits = torch.where(weights.visible, weights.probabilities * (grad_weights - delta), 0.0)
+    grad_logits = torch.where(visible, probabilities * (grad_weights - delta), 0.0)
     grad_sinks = None
-    if weights.sink is not None and sinks is not None:
-        grad_sinks = -(weights.sink * delta).sum((0, 2, 3)).to(sinks.dtype)
+    if sink is not None and sinks is not None:
+        grad_sinks = -(sink * delta).sum((0, 2, 3)).to(sinks.dtype)
     grad_scores = grad_logits * scale
-    if weights.cap_slope is not None:
-        grad_scores = grad_scores * weights.cap_slope
-    kept = _kept(weights.probabilities, keep, dropout_p)
+    if cap_slope is not None:
+        grad_scores = grad_scores * cap_slope
+    kept = _kept(probabilities, keep, dropout_p)
     grad_value = torch.matmul(kept.mT, _finite(grad))
-    grad_value = torch.where(_reached(weights.visible.mT, grad), float("nan"), grad_value)
+    grad_value = torch.where(_reached(visible.mT, grad), float("nan"), grad_value)
     return (
         torch.matmul(grad_scores, _finite(wide_key)).to(query.dtype),
         _sum_of_group(torch.matmul(grad_scores.mT, _finite(wide_query)), key_heads).to(key.dtype),

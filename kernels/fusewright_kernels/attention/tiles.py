@@ -39,7 +39,7 @@ SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
 # result, so that logits are computed once per piece. float32 products are not rounded to TF32 and so run without matrix
 # instructions, on operands in registers.
 WIDEST = {2: 256, 4: 64}
-WIDEST_OF_QUERY_GRADIENT = {2: 256, 4: 32}
+WIDEST_VALUE_OF_QUERY_GRADIENT = {2: 256, 4: 32}
 NARROWEST = 16
 
 # By (architecture, itemsize), then by the wider of D and DV. The second table is for calls with an operand of every
@@ -57,8 +57,18 @@ _FORWARD = (
         (80, 4): {64: Shape(32, 32, 8, 1)},
     },
     {
-        (80, 2): {64: Shape(64, 64, 8, 2), 128: Shape(64, 32, 8, 2), 256: Shape(32, 32, 8, 1)},
-        (90, 2): {64: Shape(128, 64, 8, 2), 128: Shape(64, 32, 8, 2), 256: Shape(32, 32, 8, 1)},
+        (80, 2): {
+            32: Shape(64, 32, 8, 2),
+            64: Shape(64, 64, 8, 2),
+            128: Shape(64, 32, 8, 2),
+            256: Shape(32, 32, 8, 1),
+        },
+        (90, 2): {
+            32: Shape(64, 32, 8, 2),
+            64: Shape(128, 64, 8, 2),
+            128: Shape(64, 32, 8, 2),
+            256: Shape(32, 32, 8, 1),
+        },
         (80, 4): {64: Shape(32, 32, 8, 1)},
     },
 )
@@ -74,8 +84,13 @@ _BACKWARD_KEY = (
         (80, 4): {64: Shape(16, 16, 8, 1)},
     },
     {
-        (80, 2): {64: Shape(16, 64, 8, 1), 128: Shape(16, 32, 8, 1), 256: Shape(16, 32, 8, 1)},
-        (90, 2): {64: Shape(32, 64, 8, 2), 128: Shape(32, 32, 8, 1), 256: Shape(16, 32, 8, 1)},
+        (80, 2): {64: Shape(16, 64, 8, 1), 128: Shape(16, 32, 8, 1), 256: Shape(16, 16, 8, 1)},
+        (90, 2): {
+            32: Shape(16, 64, 8, 1),
+            64: Shape(32, 64, 8, 2),
+            128: Shape(32, 32, 8, 1),
+            256: Shape(16, 16, 8, 1),
+        },
         (80, 4): {64: Shape(16, 16, 8, 1)},
     },
 )
@@ -87,12 +102,36 @@ _BACKWARD_QUERY = (
     },
     {
         (80, 2): {64: Shape(64, 16, 8, 1), 128: Shape(64, 16, 8, 1), 256: Shape(32, 16, 8, 1)},
-        (90, 2): {64: Shape(64, 64, 8, 2), 128: Shape(64, 32, 8, 2), 256: Shape(32, 32, 8, 1)},
+        (90, 2): {
+            32: Shape(64, 32, 8, 2),
+            64: Shape(64, 64, 8, 2),
+            128: Shape(64, 32, 8, 2),
+            256: Shape(32, 16, 8, 1),
+        },
         (80, 4): {64: Shape(32, 32, 8, 1)},
     },
 )
 _Table = tuple[dict[tuple[int, int], dict[int, Shape]], dict[tuple[int, int], dict[int, Shape]]]
 
+# Over a cache, for at most 16 rows (queries of the heads that share a key head) and for more.
+_DECODE = (
+    {
+        (80, 2): {64: Shape(16, 64, 4, 3), 128: Shape(16, 64, 8, 2), 256: Shape(16, 32, 8, 2)},
+        (90, 2): {64: Shape(16, 64, 4, 4), 128: Shape(16, 64, 8, 3), 256: Shape(16, 32, 8, 3)},
+        (80, 4): {64: Shape(16, 32, 8, 2)},
+    },
+    {
+        (80, 2): {64: Shape(32, 64, 4, 3), 128: Shape(32, 64, 8, 2), 256: Shape(32, 32, 8, 2)},
+        (90, 2): {64: Shape(32, 64, 8, 4), 128: Shape(32, 64, 8, 3), 256: Shape(32, 32, 8, 2)},
+        (80, 4): {64: Shape(32, 32, 8, 1)},
+    },
+)
+
+# Keys that one program of decoding sums. Fixed, as the order of a row's sums follows from it: long enough that its
+# float32 sums are few bytes beside the keys, short enough that one sequence of some thousand keys fills a GPU.
+SPLIT_LENGTH = 512
+# Splits that the joining program holds at a time, and columns of their sums.
+JOINED = Tile(16, 16, 128, 128, 4, 1)
 
 # For what backward needs of each row: a sweep over memory.
 ROWS = Tile(32, 16, 128, 128, 4, 1)
@@ -104,11 +143,15 @@ def padded(width: int) -> int:
 
 
 def _tile(
-    tables: _Table, itemsize: int, d: int, dv: int, architecture: int, by_pair: bool, widest: int | None = None
+    tables: _Table, itemsize: int, d: int, dv: int, architecture: int, second: bool, widest_dv: int | None = None
 ) -> Tile:
-    block_d, block_dv = (min(padded(width), widest or WIDEST[itemsize]) for width in (d, dv))
+    wider = min(padded(max(d, dv)), WIDEST[itemsize])
+    # Narrower rows are padded, since the products of a tile of 16 by 128 columns spill.
+    narrowest = 128 if wider > 128 else wider
+    block_d = min(max(padded(d), narrowest), wider)
+    block_dv = min(max(padded(dv), narrowest), widest_dv or wider)
     own = max(known for known in ARCHITECTURES if known <= max(architecture, ARCHITECTURES[0]))
-    table = tables[by_pair]
+    table = tables[second]
     shapes = table.get((own, itemsize)) or table[ARCHITECTURES[0], itemsize]
     shape = shapes[min(width for width in shapes if width >= max(block_d, block_dv))]
     return Tile(shape.block_m, shape.block_n, block_d, block_dv, shape.num_warps, shape.num_stages)
@@ -119,6 +162,11 @@ def forward_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: boo
     return _tile(_FORWARD, itemsize, d, dv, architecture, by_pair)
 
 
+def decode_tile(itemsize: int, d: int, dv: int, architecture: int, rows: int) -> Tile:
+    """``rows``: queries times the heads that share a key head."""
+    return _tile(_DECODE, itemsize, d, dv, architecture, rows > _DECODE[0][80, itemsize][64].block_m)
+
+
 def backward_key_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: bool) -> Tile:
     """For the gradients of key and value, whose programs own keys."""
     return _tile(_BACKWARD_KEY, itemsize, d, dv, architecture, by_pair)
@@ -126,5 +174,5 @@ def backward_key_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair
 
 def backward_query_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: bool) -> Tile:
     """For the gradients of query and mask, whose programs own queries."""
-    widest = WIDEST_OF_QUERY_GRADIENT[itemsize]
-    return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture, by_pair, widest)
+    widest_dv = WIDEST_VALUE_OF_QUERY_GRADIENT[itemsize]
+    return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture, by_pair, widest_dv)

@@ -12,18 +12,17 @@ import triton.language as tl
 from fusewright_kernels.attention.triton_primitives import (
     CAREFUL_ROWS,
     INFINITY,
-    LN_2,
     LOG2_E,
     any_nan,
     dot_rows,
     dot_visible,
-    exponential,
-    in_unit,
     kept,
     load_tile,
     logits_of,
     masked_tile,
+    natural_statistics,
     plan_tiles,
+    soften,
     visible_interval,
 )
 from fusewright_kernels.triton_primitives import to_dtype
@@ -57,13 +56,7 @@ def attention_forward_tile(
         p_block_mask, o_block_rows[:, None] + o_s[None, :] // block_size,
         scale, softcap, SOFTCAP, ADDITIVE, MASKED,
     )  # fmt: skip
-    b_new_maximum = tl.maximum(b_maximum, tl.max(b_logits, axis=1))
-    b_reference = b_new_maximum
-    if MASKED:
-        b_reference = tl.where(b_new_maximum == -INFINITY, 0.0, b_new_maximum)
-    b_weights = exponential(b_logits - b_reference[:, None], ADDITIVE)
-    b_rescale = exponential(b_maximum - b_reference, ADDITIVE)
-    b_total = b_total * b_rescale + tl.sum(b_weights, axis=1)
+    b_weights, b_rescale, b_new_maximum, b_total = soften(b_logits, b_maximum, b_total, ADDITIVE, MASKED)
     if p_seed is not None:
         m_keep = kept(p_seed, o_dropout_rows, i_tile * BLOCK_N, S, keep_threshold, BLOCK_N)
         b_weights = tl.where(m_keep, b_weights, 0.0)
@@ -144,11 +137,7 @@ def attention_forward_rows(
         mask=m_rows[:, None] & (o_d < DV)[None, :],
     )
     if i_chunk == 0:
-        b_natural = b_maximum
-        if not ADDITIVE:
-            # The sum is made to fit the maximum as backward will read it.
-            b_natural = b_maximum * LN_2
-            b_total *= tl.exp2(tl.where(b_maximum == -INFINITY, 0.0, b_maximum - in_unit(b_natural, ADDITIVE)))
+        b_natural, b_total = natural_statistics(b_maximum, b_total, ADDITIVE)
         tl.store(p_statistics + o_statistics, b_natural, mask=m_rows)
         tl.store(p_statistics + stride_statistics + o_statistics, b_total, mask=m_rows)
     return redo

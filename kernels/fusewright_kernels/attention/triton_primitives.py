@@ -125,6 +125,31 @@ def in_unit(b_natural, NATURAL: tl.constexpr):
 
 
 @triton.jit
+def soften(b_logits, b_maximum, b_total, NATURAL: tl.constexpr, MASKED: tl.constexpr):
+    """Weights of one more tile [rows, columns] of logits, and the factor that takes what is summed so far to them.
+
+    Then the new maximum and the new sum of weights of each row. A row without any key so far has maximum -inf.
+    """
+    b_new_maximum = tl.maximum(b_maximum, tl.max(b_logits, axis=1))
+    b_reference = b_new_maximum
+    if MASKED:
+        b_reference = tl.where(b_new_maximum == -INFINITY, 0.0, b_new_maximum)
+    b_weights = exponential(b_logits - b_reference[:, None], NATURAL)
+    b_rescale = exponential(b_maximum - b_reference, NATURAL)
+    return b_weights, b_rescale, b_new_maximum, b_total * b_rescale + tl.sum(b_weights, axis=1)
+
+
+@triton.jit
+def natural_statistics(b_maximum, b_total, NATURAL: tl.constexpr):
+    """The statistics of rows as they are stored: the sum is made to fit the maximum as backward will read it."""
+    b_natural = b_maximum
+    if not NATURAL:
+        b_natural = b_maximum * LN_2
+        b_total *= tl.exp2(tl.where(b_maximum == -INFINITY, 0.0, b_maximum - in_unit(b_natural, NATURAL)))
+    return b_natural, b_total
+
+
+@triton.jit
 def sequence_of(o_rows, p_cu_seqlens, n_sequences, n_steps):
     """Number of the packed sequence of each row, ``n_sequences`` behind the last: how many sequences end before it."""
     b_low = tl.zeros_like(o_rows)

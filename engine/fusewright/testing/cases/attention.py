@@ -31,7 +31,7 @@ _EXCLUSIVE = (
 )  # fmt: skip
 
 _WIDTHS = (1, 3, 16, 40, 64, 80, 128, 257)
-_LENGTHS = ((1, 1), (1, 300), (17, 65), (64, 64), (130, 63), (513, 257))
+_LENGTHS = ((1, 1), (1, 300), (7, 20), (17, 65), (64, 64), (130, 63), (513, 257))
 _SEED = 20
 _DROPOUT = 0.25
 _SOFTCAP = 4.0
@@ -261,4 +261,4 @@ def cases_of(op: str) -> Iterator[AttentionCase]:
             for feature in FEATURES[:1] + FEATURES[2:]:
                 yield AttentionCase((1, 4, 2, queries, 600, 24, 24), dtype, (feature, "bottom_right"))
         for features in (*((feature,) for feature in FEATURES), *pairs):
-            yield AttentionCase((2, 2, 1, 70, 100, 24, 24), dtype, features)
+            yield AttentionCase((2, 2, 1, 71, 101, 24, 24), dtype, features)

@@ -13,6 +13,8 @@ inline void dropout_factors(const AttentionParams& params, const AttentionSequen
   const uint64_t blocks_per_row = static_cast<uint64_t>(params.keys + 3) / 4;
   const int64_t row = (block.batch * params.heads + block.head) * params.queries + sequence.query_begin + block.query;
   const int64_t column = sequence.key_begin + block.key;
+  // Lanes behind the last query weigh nothing, but nothing times NaN would be NaN.
+  if (block.queries < query_block) memset(factors, 0, block.keys * query_block * sizeof(float));
   for (int64_t r = 0; r < block.queries; r += philox_blocks) {
     uint32_t words[4][philox_blocks];
     for (int64_t k = 0; k < block.keys; ++k) {

@@ -67,6 +67,8 @@ struct Exponent {
 template <class T>
 inline bool read_additive_mask(const MaskView& mask, const Block& block, float* target) {
   const T* data = static_cast<const T*>(mask.data) + mask_offset(mask, block);
+  // Lanes behind the last query weigh nothing, but nothing times NaN would be NaN.
+  if (block.queries < query_block) memset(target, 0, block.keys * query_block * sizeof(float));
   bool any = false;
   for (int64_t r = 0; r < block.queries; ++r) {
     const T* row = data + r * mask.stride[2];
@@ -96,7 +98,9 @@ inline void add_biases(const AttentionParams& params, const Block& block, const 
   const float slope =
       params.alibi_slopes == nullptr ? 0.0f : params.alibi_slopes[block.batch * params.alibi_batch_stride + block.head];
   const float inverse_cap = params.softcap > 0 ? 1.0f / params.softcap : 0.0f;
-  for (int64_t v = 0; v < block.queries; v += lanes) {
+  // Every lane of the products, also those behind the last query.
+  const int64_t columns = (block.queries + 2 * tile_words - 1) / (2 * tile_words) * (2 * tile_words);
+  for (int64_t v = 0; v < columns; v += lanes) {
     // Positions are exact in float32 below 2^24; they meet a slope, and a bias that far off is rounded anyway.
     const Float query = lane_numbers(0) + static_cast<float>(v);
     for (int64_t k = 0; k < block.keys; ++k) {

@@ -1,0 +1,58 @@
+"""Attention in the shape of PyTorch's flash slots: for who puts our kernels where PyTorch calls its own.
+
+A slot saves one log-sum-exp per row, our backward takes a reference r and the sum of exp(logit - r): the log-sum-exp
+is such an r, with the sum 1.
+"""
+
+import torch
+from torch import Tensor
+
+from fusewright_kernels import dispatch, library
+from fusewright_kernels.attention import backend_reference, checks
+
+
+def _arguments(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> tuple[object, ...]:
+    """The inputs of the op ``attention_forward``."""
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.ndim)]
+    right = 0 if is_causal else -1
+    numbers = (0, checks.scale(scale, query.shape[3]), 0.0, 0.0, -1, right, False)
+    return (query, key, value, mask, *(None,) * 6, *numbers)
+
+
+def _backend(query: Tensor, mask: Tensor | None) -> str:
+    dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
+    return dispatch.choose("attention", query.device.type, dtypes, query.ndim)
+
+
+def slot_forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, T, DV) and log-sum-exp (B, H, T), float32, of query (B, H, T, D) over key and value (B, HK, S, .).
+
+    ``mask`` has 2 to 4 dimensions and broadcasts to (B, H, T, S). Without autograd.
+    """
+    overload = library.overload("attention_forward", _backend(query, mask))
+    output, statistics = overload(*_arguments(query, key, value, mask, is_causal, scale))
+    return output, backend_reference.log_sum_exp(statistics)
+
+
+def slot_backward(
+    grad_output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value from the results of :func:`slot_forward`."""
+    statistics = torch.stack((lse, (lse != -torch.inf).to(lse.dtype)))
+    overload = library.overload("attention_backward", _backend(query, mask))
+    inputs = _arguments(query, key, value, mask, is_causal, scale)
+    gradients = overload(grad_output, None, output, statistics, *inputs, True, True, True, False, False)
+    return gradients[0], gradients[1], gradients[2]
