@@ -36,14 +36,25 @@ def test_cpu(case):
 
 @pytest.mark.parametrize("isa", ISAS[1:])
 def test_other_instruction_sets(isa):
-    """Every third case, so that each width, length and feature comes up for some dtype."""
+    """Every third case, so that each width, length and feature comes up for some dtype.
+
+    Without fused multiply-add an exponent is rounded twice. A machine that needs those kernels has no such instruction
+    for torch either, so they are held to the budget and not to what torch does on this machine.
+    """
     best = native.cpu_isa()
     native.select_cpu_isa(isa)
     try:
         failures = {case.id: _failures(case, "cpu") for case in CASES[::3]}
     finally:
         native.select_cpu_isa(best)
-    assert not {case: failure for case, failure in failures.items() if failure}
+    allowed = "that of plain PyTorch" if isa == "generic" else "nothing"
+    assert not [
+        (case, name, reason)
+        for case, results in failures.items()
+        for name, reasons in results.items()
+        for reason in reasons
+        if allowed not in reason
+    ]
 
 
 def test_long_sequence_keeps_its_accuracy():

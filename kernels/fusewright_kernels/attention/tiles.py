@@ -37,7 +37,8 @@ SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
 
 # Widest rows held whole. Wider ones are cut: products are summed over pieces, and each program makes one piece of its
 # result, so that logits are computed once per piece. float32 products are not rounded to TF32 and so run without matrix
-# instructions, on operands in registers.
+# instructions, on operands in registers: with three products the gradient of query holds fewer columns of value, which
+# only their sum runs over.
 WIDEST = {2: 256, 4: 64}
 WIDEST_VALUE_OF_QUERY_GRADIENT = {2: 256, 4: 32}
 NARROWEST = 16
