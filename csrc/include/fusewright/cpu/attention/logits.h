@@ -72,10 +72,15 @@ inline bool read_additive_mask(const MaskView& mask, const Block& block, float* 
   bool any = false;
   for (int64_t r = 0; r < block.queries; ++r) {
     const T* row = data + r * mask.stride[2];
+    float values[key_block];
+    if (mask.stride[3] == 1) {
+      to_floats(values, row, block.keys);
+    } else {
+      for (int64_t c = 0; c < block.keys; ++c) values[c] = element(row + c * mask.stride[3]);
+    }
     for (int64_t c = 0; c < block.keys; ++c) {
-      const float value = element(row + c * mask.stride[3]);
-      any |= value != negative_infinity;
-      target[c * query_block + r] = value;
+      any |= values[c] != negative_infinity;
+      target[c * query_block + r] = values[c];
     }
   }
   return any;
@@ -125,6 +130,27 @@ inline void add_biases(const AttentionParams& params, const Block& block, const 
   }
 }
 
+// The boolean mask of a block, turned into keys by queries as the scores are; then a vector at a time. A branch for
+// each element costs three times the products of the block where the mask is irregular.
+inline void apply_boolean_mask(const MaskView& mask, const Block& block, float* scores) {
+  typedef uint8_t Bytes __attribute__((vector_size(lanes)));
+  const char* data = static_cast<const char*>(mask.data) + mask_offset(mask, block);
+  alignas(64) uint8_t turned[key_block * query_block] = {};
+  for (int64_t r = 0; r < block.queries; ++r) {
+    const char* row = data + r * mask.stride[2];
+    for (int64_t k = 0; k < block.keys; ++k) turned[k * query_block + r] = row[k * mask.stride[3]];
+  }
+  for (int64_t k = 0; k < block.keys; ++k) {
+    for (int64_t v = 0; v < block.queries; v += lanes) {
+      Bytes bytes;
+      memcpy(&bytes, turned + k * query_block + v, sizeof(bytes));
+      const Int visible = __builtin_convertvector(bytes, Int) != 0;
+      float* row = scores + k * query_block + v;
+      store(row, select(visible, load(row), broadcast(negative_infinity)));
+    }
+  }
+}
+
 // Puts -inf where a pair of a partly visible block takes no part.
 inline void mask_scores(const AttentionParams& params, const Block& block, const Visibility& visible, float* scores) {
   if (visible.window == Visible::some) {
@@ -154,15 +180,7 @@ inline void mask_scores(const AttentionParams& params, const Block& block, const
       }
     }
   }
-  if (visible.mask == Visible::some) {
-    const bool* data = static_cast<const bool*>(params.mask.data) + mask_offset(params.mask, block);
-    for (int64_t r = 0; r < block.queries; ++r) {
-      const bool* row = data + r * params.mask.stride[2];
-      for (int64_t k = 0; k < block.keys; ++k) {
-        if (!row[k * params.mask.stride[3]]) scores[k * query_block + r] = negative_infinity;
-      }
-    }
-  }
+  if (visible.mask == Visible::some) apply_boolean_mask(params.mask, block, scores);
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

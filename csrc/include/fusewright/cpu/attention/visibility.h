@@ -71,23 +71,31 @@ inline int64_t mask_offset(const MaskView& mask, const Block& block) {
 
 inline Visible visible_in_boolean_mask(const MaskView& mask, const Block& block) {
   if (mask.kind != MaskKind::boolean) return Visible::all;
-  const bool* data = static_cast<const bool*>(mask.data) + mask_offset(mask, block);
+  const char* data = static_cast<const char*>(mask.data) + mask_offset(mask, block);
   const int64_t rows = mask.stride[2] == 0 ? 1 : block.queries;
   const int64_t columns = mask.stride[3] == 0 ? 1 : block.keys;
-  int64_t count = 0;
+  // Eight at a time: a byte of a boolean tensor is 0 or 1.
+  constexpr uint64_t all_ones = 0x0101010101010101;
+  uint64_t any = 0, all = all_ones;
   for (int64_t r = 0; r < rows; ++r) {
-    const bool* row = data + r * mask.stride[2];
-    int32_t row_count = 0;
+    const char* row = data + r * mask.stride[2];
+    int64_t c = 0;
     if (mask.stride[3] == 1) {
-      for (int64_t c = 0; c < columns; ++c) row_count += row[c];
-    } else {
-      for (int64_t c = 0; c < columns; ++c) row_count += row[c * mask.stride[3]];
+      for (; c + 8 <= columns; c += 8) {
+        uint64_t eight;
+        memcpy(&eight, row + c, sizeof(eight));
+        any |= eight;
+        all &= eight;
+      }
     }
-    count += row_count;
-    const int64_t seen = (r + 1) * columns;
-    if (count != 0 && count != seen) return Visible::some;
+    for (; c < columns; ++c) {
+      const uint64_t one = row[c * mask.stride[3]];
+      any |= one;
+      all &= one * all_ones;
+    }
+    if (any != 0 && all != all_ones) return Visible::some;
   }
-  return count == 0 ? Visible::none : Visible::all;
+  return any == 0 ? Visible::none : Visible::all;
 }
 
 // What of a block takes part, and which of the three sources leave out a part of it.
