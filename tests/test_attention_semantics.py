@@ -96,7 +96,7 @@ def test_infinite_value_reaches_the_rows_that_see_it(backend):
 
 
 @pytest.mark.parametrize("sizes", [(0, 2, 1, 5, 5, 4), (2, 2, 1, 0, 5, 4), (2, 2, 1, 5, 0, 4), (1, 0, 0, 5, 5, 4),
-                                   (1, 2, 1, 5, 5, 1), (1, 1, 1, 1, 1, 1)], ids=str)  # fmt: skip
+                                   (1, 0, 0, 2, 5, 4), (1, 2, 1, 5, 5, 1), (1, 1, 1, 1, 1, 1)], ids=str)  # fmt: skip
 @backends
 def test_empty_and_smallest_sizes(backend, sizes):
     inputs = _qkv(*sizes)

@@ -6,6 +6,7 @@
 // and sum of a row are plain vector operations without a reduction across lanes, and keys and values are read where
 // they lie. Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao, "FlashAttention-2", 2023.
 
+#include "fusewright/cpu/attention/arena.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
 #include "fusewright/cpu/rows.h"
@@ -101,52 +102,25 @@ void add_values_that_take_part(const Block& block, const Rows<T>& values, const 
   }
 }
 
-// Scratch of one task, by pointers into one allocation.
-struct Buffers {
-  float* queries;  // each block's words of D by lanes
-  float* states;   // each block's maximum, total and output
-  float* scores;
-  float* weights;
-  float* additive;
-  float* dropout;
-  void* keys;
-  void* values;
-};
-
-template <class T>
-int64_t layout(const AttentionForwardParams& params, int64_t blocks, char* base, Buffers* buffers) {
-  int64_t used = 0;
-  const auto take = [&](int64_t bytes) {
-    char* begin = base + used;
-    used += (bytes + 63) / 64 * 64;
-    return begin;
-  };
-  constexpr int64_t block_bytes = query_block * key_block * sizeof(float);
-  Buffers result;
-  result.queries = reinterpret_cast<float*>(take(blocks * padded_words<T>(params.width) * query_block * sizeof(float)));
-  result.states =
-      reinterpret_cast<float*>(take(blocks * (2 + padded_rows<T>(params.value_width)) * query_block * sizeof(float)));
-  result.scores = reinterpret_cast<float*>(take(block_bytes));
-  result.weights = in_pairs<T> ? reinterpret_cast<float*>(take(block_bytes / 2)) : result.scores;
-  result.additive = reinterpret_cast<float*>(take(params.mask.kind == MaskKind::additive ? block_bytes : 0));
-  result.dropout = reinterpret_cast<float*>(take(params.keep_threshold > 0 ? block_bytes : 0));
-  result.keys = take(left_scratch_bytes<T>(params.width));
-  result.values = take(left_scratch_bytes<T>(params.value_width));
-  *buffers = result;
-  return used;
-}
-
 template <class T>
 class Forward {
  public:
   Forward(const AttentionForwardParams& params, const AttentionSequence& sequence, const AttentionForwardTask& task,
-          void* scratch)
+          Arena& arena)
       : params_(params),
         sequence_(sequence),
         task_(task),
         key_head_(task.head / (params.heads / params.key_heads)),
         exponent_(params) {
-    layout<T>(params, blocks(task.count), static_cast<char*>(scratch), &buffers_);
+    constexpr int64_t block = query_block * key_block;
+    queries_ = arena.floats(blocks(task.count) * padded_words<T>(params.width) * query_block);
+    states_ = arena.floats(blocks(task.count) * (2 + padded_rows<T>(params.value_width)) * query_block);
+    scores_ = arena.floats(block);
+    weights_ = in_pairs<T> ? arena.floats(block / 2) : scores_;
+    additive_ = params.mask.kind == MaskKind::additive ? arena.floats(block) : nullptr;
+    dropout_ = params.keep_threshold > 0 ? arena.floats(block) : nullptr;
+    keys_scratch_ = arena.bytes(left_scratch_bytes<T>(params.width));
+    values_scratch_ = arena.bytes(left_scratch_bytes<T>(params.value_width));
   }
 
   static int64_t blocks(int64_t queries) { return (queries + query_block - 1) / query_block; }
@@ -173,10 +147,10 @@ class Forward {
             sequence_.shift};
   }
 
-  float* packed_queries(int64_t b) const { return buffers_.queries + b * padded_words<T>(params_.width) * query_block; }
+  float* packed_queries(int64_t b) const { return queries_ + b * padded_words<T>(params_.width) * query_block; }
 
   Softmax state(int64_t b) const {
-    float* first = buffers_.states + b * (2 + padded_rows<T>(params_.value_width)) * query_block;
+    float* first = states_ + b * (2 + padded_rows<T>(params_.value_width)) * query_block;
     return {first, first + query_block, first + 2 * query_block, started_[b]};
   }
 
@@ -208,14 +182,13 @@ class Forward {
       const Block block = block_at(b, key);
       const Visibility visible = visibility(params_, block);
       if (visible.together() == Visible::none) continue;
-      const bool additive = params_.mask.kind == MaskKind::additive;
-      if (additive && !read_additive_mask(params_.mask, block, buffers_.additive)) continue;
+      if (additive_ != nullptr && !read_additive_mask(params_.mask, block, additive_)) continue;
       if (!prepared) {
-        left_keys = left_rows(keys, buffers_.keys);
-        left_values = left_columns(values, buffers_.values);
+        left_keys = left_rows(keys, keys_scratch_);
+        left_values = left_columns(values, values_scratch_);
         prepared = true;
       }
-      const bool partial = visible.together() == Visible::some || additive;
+      const bool partial = visible.together() == Visible::some || additive_ != nullptr;
       visit(b, block, visible, partial, left_keys, left_values, values);
     }
   }
@@ -226,21 +199,19 @@ class Forward {
     const int64_t columns = lane_columns<T>(block.queries);
     Softmax softmax = state(b);
     product<Word>(block.keys, columns, words<T>(params_.width), keys, {packed_queries(b), query_block},
-                  {buffers_.scores, query_block}, false);
+                  {scores_, query_block}, false);
     if (exponent_.of_logits) {
-      const float* additive = params_.mask.kind == MaskKind::additive ? buffers_.additive : nullptr;
-      add_biases(params_, block, additive, buffers_.scores, nullptr);
+      add_biases(params_, block, additive_, scores_, nullptr);
     }
-    if (partial) mask_scores(params_, block, visible, buffers_.scores);
-    update_maximum<T>(block, buffers_.scores, exponent_, params_.value_width, softmax);
-    const bool drop = params_.keep_threshold > 0;
-    if (drop) dropout_factors(params_, sequence_, block, buffers_.dropout);
-    weigh<T>(block, buffers_.scores, exponent_, partial, drop ? buffers_.dropout : nullptr, softmax, buffers_.weights);
-    if ((partial || drop) && !all_finite(values)) {
+    if (partial) mask_scores(params_, block, visible, scores_);
+    update_maximum<T>(block, scores_, exponent_, params_.value_width, softmax);
+    if (dropout_ != nullptr) dropout_factors(params_, sequence_, block, dropout_);
+    weigh<T>(block, scores_, exponent_, partial, dropout_, softmax, weights_);
+    if ((partial || dropout_ != nullptr) && !all_finite(values)) {
       if (!softmax.started) memset(softmax.output, 0, params_.value_width * query_block * sizeof(float));
-      add_values_that_take_part(block, values, buffers_.weights, softmax.output);
+      add_values_that_take_part(block, values, weights_, softmax.output);
     } else {
-      product<Word>(params_.value_width, columns, words<T>(block.keys), left_values, {buffers_.weights, query_block},
+      product<Word>(params_.value_width, columns, words<T>(block.keys), left_values, {weights_, query_block},
                     {softmax.output, query_block}, softmax.started);
     }
     started_[b] = true;
@@ -278,7 +249,11 @@ class Forward {
   const AttentionSequence& sequence_;
   const AttentionForwardTask& task_;
   const int64_t key_head_;
-  Buffers buffers_;
+  float* queries_;              // each block's words of D by lanes
+  float* states_;               // each block's maximum, total and output
+  float *scores_, *weights_;    // keys by lanes of queries
+  float *additive_, *dropout_;  // likewise, nullptr where absent
+  void *keys_scratch_, *values_scratch_;
   const Exponent exponent_;
   bool started_[attention_queries_per_task / attention_query_block];
 };
@@ -286,18 +261,16 @@ class Forward {
 }  // namespace
 
 int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries) {
-  int64_t bytes = 0;
-  with_type(params.dtype, [&](auto element) {
-    using T = decltype(element);
-    Buffers buffers;
-    bytes = layout<T>(params, Forward<T>::blocks(queries), nullptr, &buffers);
-  });
-  return bytes;
+  Arena arena(nullptr);
+  const AttentionForwardTask task{0, 0, 0, queries};
+  with_type(params.dtype, [&](auto element) { Forward<decltype(element)>(params, {}, task, arena); });
+  return arena.used();
 }
 
 void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
                        const AttentionForwardTask& task, void* scratch) {
-  with_type(params.dtype, [&](auto element) { Forward<decltype(element)>(params, sequence, task, scratch).run(); });
+  Arena arena(scratch);
+  with_type(params.dtype, [&](auto element) { Forward<decltype(element)>(params, sequence, task, arena).run(); });
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

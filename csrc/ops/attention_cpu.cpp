@@ -90,6 +90,7 @@ std::vector<AttentionForwardTask> forward_tasks(const AttentionParams& params,
 void run_forward(const AttentionForwardParams& params, const std::vector<AttentionSequence>& sequences) {
   const CpuKernels& kernels = cpu_kernels();
   const std::vector<AttentionForwardTask> tasks = forward_tasks(params, sequences);
+  if (tasks.empty()) return;
   int64_t longest = 0;
   for (const AttentionForwardTask& task : tasks) longest = std::max(longest, task.count);
   const double work = pairs(sequences) * params.heads * (params.width + params.value_width);
@@ -110,6 +111,7 @@ std::pair<int64_t, int64_t> keys_seen(const AttentionParams& params, const Atten
 }
 
 void run_decode(const AttentionDecodeParams& params, const std::vector<AttentionSequence>& sequences) {
+  if (params.key_heads == 0) return;
   const CpuKernels& kernels = cpu_kernels();
   const int64_t columns = kernels.attention_sum_columns(params.value_width);
   std::vector<AttentionDecodeTask> tasks;

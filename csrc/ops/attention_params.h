@@ -46,7 +46,6 @@ inline void fill(AttentionParams& params, const AttentionInputs& inputs) {
     const Tensor& mask = *inputs.block_mask;
     params.block_mask = static_cast<const bool*>(mask.data_ptr());
     params.block_size = inputs.block_size;
-    params.block_rows = mask.size(1);
     params.block_columns = mask.size(2);
     params.block_head_stride = mask.size(0) == 1 ? 0 : mask.size(1) * mask.size(2);
   }

@@ -36,8 +36,8 @@ struct AttentionParams {
   HeadsView query, key, value;
 
   MaskView mask;
-  const bool* block_mask = nullptr;  // (1 or H, block_rows, block_columns)
-  int64_t block_size = 0, block_rows = 0, block_columns = 0, block_head_stride = 0;
+  const bool* block_mask = nullptr;  // (1 or H, ceil(T / block_size), block_columns)
+  int64_t block_size = 0, block_columns = 0, block_head_stride = 0;
   const float* alibi_slopes = nullptr;  // (1 or B, H)
   int64_t alibi_batch_stride = 0;
   const float* sinks = nullptr;  // (H,)

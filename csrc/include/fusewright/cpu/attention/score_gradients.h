@@ -4,31 +4,14 @@
 //   ds = p (dp - delta)
 #pragma once
 
+#include "fusewright/cpu/attention/arena.h"
 #include "fusewright/cpu/attention/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
-// Hands out pieces of one allocation, each aligned to 64 bytes; without one it only counts.
-class Arena {
- public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
-
-  void* bytes(int64_t count) {
-    char* begin = base_ + used_;
-    used_ += (count + 63) / 64 * 64;
-    return begin;
-  }
-  float* floats(int64_t count) { return static_cast<float*>(bytes(count * static_cast<int64_t>(sizeof(float)))); }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
-
-// Lanes of four results at one key.
+// Lanes of three results at one key.
 struct ScoreGradient {
   Float kept;        // the weight after dropout
   Float with_logit;  // ds, the gradient of the logit behind cap and biases
