@@ -1,6 +1,6 @@
 """``make new OP=name``: the skeleton of an op, with what is left to write named in each file.
 
-It creates the op's folder, its test and its README; the schema goes into ``library.py`` by hand, since it is the one
+It creates the op's folder, its test and its README; the schema goes into ``library/`` by hand, since it is the one
 place that lists them all. CONTRIBUTING.md walks through the steps.
 """
 
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
     for path, text in files.items():
         path.write_text(text.format(**words))
         print(path.relative_to(ROOT))
-    print("next: its schema in kernels/fusewright_kernels/library.py, its package in pyproject.toml (CONTRIBUTING.md)")
+    print("next: its schema in kernels/fusewright_kernels/library/, its package in pyproject.toml (CONTRIBUTING.md)")
     return 0
 
 

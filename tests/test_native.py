@@ -183,4 +183,4 @@ def test_no_instruction_set_shares_a_weak_symbol_with_another() -> None:
         pytest.skip("nm, of binutils, is not installed")
     listing = subprocess.run([nm, "-C", str(build_cache.path_of("cpu"))], capture_output=True, text=True, check=True)
     weak = [line for line in listing.stdout.splitlines() if line[17:18] in ("W", "V", "u")]
-    assert not [line for line in weak if not any(f"fusewright::{isa}::" in line for isa in native.CPU_ISAS)]
+    assert not [line for line in weak if not any(f"fusewright::{isa}::" in line for isa in toolchain.CPU_ISAS)]

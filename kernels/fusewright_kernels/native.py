@@ -18,8 +18,7 @@ import torch
 from fusewright_kernels import build_cache
 from fusewright_kernels.build_cache import BuildError
 from fusewright_kernels.checks import value_error
-
-CPU_ISAS = ("amx", "avx512_bf16", "avx512", "avx2", "generic", "amx_model")
+from fusewright_kernels.toolchain import CPU_ISAS
 
 
 @functools.cache

@@ -16,16 +16,18 @@ _PACKAGE = Path(__file__).resolve().parent
 # The oldest torch whose stable ABI the ops libraries use; they load in every later one.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
-# One table of CPU kernels each; see csrc/cpu/select.cpp for what a machine must have.
+# One table of CPU kernels each, best first; csrc/include/fusewright/cpu/isa.h says what a machine must have.
 _X86_ISA_FLAGS = {
-    "generic": ("-march=x86-64-v2",),
-    "avx2": ("-march=x86-64-v3",),
-    "avx512": ("-march=x86-64-v4",),
-    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
     "amx": ("-march=sapphirerapids",),
-    # AMX's tiles as plain loops: tests on any AVX-512 machine run the blocking that only few machines have tiles for.
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "avx512": ("-march=x86-64-v4",),
+    "avx2": ("-march=x86-64-v3",),
+    "generic": ("-march=x86-64-v2",),
+    # AMX's tiles as plain loops, only ever chosen by name: tests on any AVX-512 machine run the blocking that only few
+    # machines have tiles for.
     "amx_model": ("-march=x86-64-v4", "-mavx512bf16", "-DFUSEWRIGHT_TILE_MODEL"),
 }
+CPU_ISAS = tuple(_X86_ISA_FLAGS)
 
 # No -ffast-math: linking with it changes the floating-point mode of the whole process.
 # GCC 12 warns of uninitialised variables inside its own AVX-512 headers, hence the two exceptions.
@@ -126,18 +128,43 @@ def _include() -> tuple[str, ...]:
     return ("-I", str(source_root() / "include"))
 
 
+def _cpu_isa_flags() -> dict[str, tuple[str, ...]]:
+    """Compiler flags of each instruction set to build for.
+
+    ``FUSEWRIGHT_CPU_ISAS="avx512_bf16;avx2"`` names a few, for quick turns while a kernel is being written.
+    """
+    if platform.machine() != "x86_64":
+        return {"generic": ()}
+    wanted = os.environ.get("FUSEWRIGHT_CPU_ISAS")
+    names = wanted.split(";") if wanted else list(_X86_ISA_FLAGS)
+    unknown = set(names) - set(_X86_ISA_FLAGS)
+    if unknown:
+        raise ToolchainError(f"FUSEWRIGHT_CPU_ISAS is {wanted!r}, expected some of {';'.join(_X86_ISA_FLAGS)}")
+    return {name: flags for name, flags in _X86_ISA_FLAGS.items() if name in names}
+
+
+def _isa_list(isa_flags: dict[str, tuple[str, ...]]) -> str:
+    """The macro by which sources that serve every instruction set name them all."""
+    return f"-DFUSEWRIGHT_FOR_EACH_ISA(MACRO)={' '.join(f'MACRO({isa})' for isa in isa_flags)}"
+
+
+def _baseline_flags() -> tuple[str, ...]:
+    return _X86_ISA_FLAGS["generic"] if platform.machine() == "x86_64" else ()
+
+
 def _cpu() -> Recipe:
     compiler = cxx_compiler()
     base = (compiler, *_CXX_FLAGS, *_sanitizer_flags(), *_include())
     folder = source_root() / "cpu"
-    isa_flags = _X86_ISA_FLAGS if platform.machine() == "x86_64" else {"generic": ()}
+    isa_flags = _cpu_isa_flags()
     compilations = [
         Compilation(source, f"{source.stem}.{isa}.o", (*base, *flags, f"-DFUSEWRIGHT_ISA={isa}"))
         for source in sorted(folder.glob("*.cpp"))
         if source.stem != "select"
         for isa, flags in isa_flags.items()
     ]
-    compilations.append(Compilation(folder / "select.cpp", "select.o", (*base, *isa_flags["generic"])))
+    select_command = (*base, *_baseline_flags(), _isa_list(isa_flags))
+    compilations.append(Compilation(folder / "select.cpp", "select.o", select_command))
     link = (compiler, "-shared", "-Wl,-soname,libfusewright_cpu.so", *_sanitizer_flags())
     return Recipe(
         "cpu", "libfusewright_cpu.so", _identity(compiler), tuple(compilations), link, ("cpu", "include"),
@@ -194,9 +221,10 @@ def _host() -> Recipe:
         "-isystem", sysconfig.get_paths()["include"], *_include(),
     )  # fmt: skip
     folder = source_root() / "host"
-    isa_flags = _X86_ISA_FLAGS if platform.machine() == "x86_64" else {"generic": ()}
+    isa_flags = _cpu_isa_flags()
     # Probes use the widest registers of the instruction set they name, so each is compiled for its own.
-    compilations = [Compilation(folder / "host.cpp", "host.o", (*command, *isa_flags["generic"]))]
+    host_command = (*command, *_baseline_flags(), _isa_list(isa_flags))
+    compilations = [Compilation(folder / "host.cpp", "host.o", host_command)]
     compilations += [
         Compilation(folder / "probe.cpp", f"probe.{isa}.o", (*command, *flags, f"-DFUSEWRIGHT_ISA={isa}"))
         for isa, flags in isa_flags.items()

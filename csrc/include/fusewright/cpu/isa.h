@@ -6,12 +6,9 @@
 #include <unistd.h>
 #endif
 
-// Calls MACRO(namespace) for every instruction set, best first; the model of AMX is only ever chosen by name.
-#if defined(__x86_64__)
-#define FUSEWRIGHT_FOR_EACH_ISA(MACRO) \
-  MACRO(amx) MACRO(avx512_bf16) MACRO(avx512) MACRO(avx2) MACRO(generic) MACRO(amx_model)
-#else
-#define FUSEWRIGHT_FOR_EACH_ISA(MACRO) MACRO(generic)
+// The build defines FUSEWRIGHT_FOR_EACH_ISA(MACRO), which calls MACRO for every instruction set compiled, best first.
+#ifndef FUSEWRIGHT_FOR_EACH_ISA
+#error "FUSEWRIGHT_FOR_EACH_ISA must name the instruction sets that this build holds"
 #endif
 
 namespace fusewright::isa {

@@ -1,0 +1,11 @@
+"""Every operator schema and its fake (shape) function, in one place: a file for each family of ops.
+
+Importing this package defines them all; ``registry`` says how.
+"""
+
+from fusewright_kernels.library import softmax  # noqa: F401  (defines its schemas and exports nothing)
+from fusewright_kernels.library.attention import in_layout_of
+from fusewright_kernels.library.normalization import norm_statistics
+from fusewright_kernels.library.registry import COMPILED_BACKENDS, attach_reference, attach_triton, overload
+
+__all__ = ["COMPILED_BACKENDS", "attach_reference", "attach_triton", "in_layout_of", "norm_statistics", "overload"]
