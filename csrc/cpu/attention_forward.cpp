@@ -8,99 +8,12 @@
 
 #include "fusewright/cpu/attention/arena.h"
 #include "fusewright/cpu/attention/dropout.h"
-#include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/attention/online_softmax.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 namespace {
-
-// The reference r of a row follows its maximum only when that has grown by more than this many powers of two, so that
-// the sums seldom have to be rescaled; weights then reach 2^8 and their sums stay far from overflow.
-constexpr float lazy_growth = 8.0f;
-
-// Running state of one block of queries, one lane each.
-struct Softmax {
-  float* maximum;  // r, in units of the scores
-  float* total;
-  float* output;  // DV by lanes
-  bool started = false;
-};
-
-// Moves r where the maximum outgrew it.
-template <class T>
-inline void update_maximum(const Block& block, const float* scores, Exponent exponent, int64_t value_width,
-                           Softmax& state) {
-  for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
-    Float largest = load(scores + v);
-    for (int64_t k = 1; k < block.keys; ++k) largest = maximum(load(scores + k * query_block + v), largest);
-    const Float old = load(state.maximum + v);
-    const Int grown = (largest - old) * exponent.unit > lazy_growth;
-    if (sum_lanes(select(grown, broadcast(1.0f), Float{})) == 0.0f) continue;
-    const Float now = select(grown, largest, old);
-    store(state.maximum + v, now);
-    if (!state.started) continue;
-    // A row that had no key so far has sums of zero and no shift to move from.
-    const Int moved = grown & (old != negative_infinity);
-    const Float factor = select(moved, exp2_clamped<true>(exponent.shift(old) - exponent.shift(now)), broadcast(1.0f));
-    store(state.total + v, load(state.total + v) * factor);
-    for (int64_t i = 0; i < value_width; ++i) {
-      float* sums = state.output + i * query_block + v;
-      store(sums, load(sums) * factor);
-    }
-  }
-}
-
-// Weights exp(logit - r) of a block, added up and stored as the right operand of the product with the values.
-template <class T>
-inline void weigh(const Block& block, const float* scores, Exponent exponent, bool masked, const float* dropout,
-                  Softmax& state, float* weights) {
-  constexpr bool precise = is_float<T>;
-  for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
-    const Float shift = exponent.shift(load(state.maximum + v));
-    Float sum{};
-    const auto weight = [&](int64_t k) {
-      const Float score = load(scores + k * query_block + v);
-      Float w = exp2_clamped<precise>(score * exponent.unit - shift);
-      if (masked) w = select(score == negative_infinity, Float{}, w);
-      sum += w;
-      return dropout == nullptr ? w : w * load(dropout + k * query_block + v);
-    };
-    if constexpr (in_pairs<T>) {
-      for (int64_t k = 0; k < block.keys; k += 2) {
-        const Float first = weight(k);
-        const Float second = k + 1 < block.keys ? weight(k + 1) : Float{};
-        store_pair(reinterpret_cast<BFloat16*>(weights + k / 2 * query_block + v), Pair{first, second});
-      }
-      for (int64_t w = words<T>(block.keys); w < padded_words<T>(block.keys); ++w) {
-        store(weights + w * query_block + v, Float{});
-      }
-    } else {
-      for (int64_t k = 0; k < block.keys; ++k) store(weights + k * query_block + v, weight(k));
-    }
-    store(state.total + v, load(state.total + v) + sum);
-  }
-}
-
-// output += value^T weights, leaving out pairs whose weight is zero: there a value may be NaN or infinite.
-template <class T>
-void add_values_that_take_part(const Block& block, const Rows<T>& values, const float* weights, float* output) {
-  for (int64_t k = 0; k < block.keys; ++k) {
-    for (int64_t r = 0; r < block.queries; ++r) {
-      float weight;
-      if constexpr (in_pairs<T>) {
-        const auto* pairs = reinterpret_cast<const BFloat16*>(weights + k / 2 * query_block);
-        weight = element(pairs + 2 * r + k % 2);
-      } else {
-        weight = weights[k * query_block + r];
-      }
-      if (weight == 0.0f) continue;
-      for (int64_t i = 0; i < values.width; ++i) {
-        output[i * query_block + r] += weight * element(values.row(k) + i);
-      }
-    }
-  }
-}
 
 template <class T>
 class Forward {

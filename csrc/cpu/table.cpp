@@ -27,6 +27,19 @@ const CpuKernels table = {
     attention_backward_reduce,
     attention_mask_gradient_scratch,
     attention_mask_gradient,
+    lsh_hash_columns,
+    lsh_hash_scratch,
+    lsh_hash,
+    lsh_sort,
+    lsh_inverse_norms,
+    lsh_forward_scratch,
+    lsh_forward,
+    lsh_forward_finish,
+    lsh_backward_scratch,
+    lsh_chunk_rows,
+    lsh_backward,
+    lsh_backward_add_edges,
+    lsh_backward_finish,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -118,6 +118,12 @@ inline Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_
     case ScalarType::Half:
       dtype = aoti_torch_dtype_float16();
       break;
+    case ScalarType::Int:
+      dtype = aoti_torch_dtype_int32();
+      break;
+    case ScalarType::Long:
+      dtype = aoti_torch_dtype_int64();
+      break;
     default:
       dtype = aoti_torch_dtype_float32();
   }

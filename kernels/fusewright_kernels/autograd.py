@@ -60,6 +60,16 @@ def float32_under_autocast(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def low_precision_under_autocast(tensor: Tensor) -> Tensor:
+    """Mirror of torch's autocast, which runs attention in the low-precision type on every device."""
+    device_type = tensor.device.type
+    if tensor.dtype is not torch.float32 or not torch.amp.is_autocast_available(device_type):
+        return tensor
+    if not torch.is_autocast_enabled(device_type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device_type))
+
+
 def pullback(
     function: Callable[..., Sequence[Tensor]],
     inputs: Sequence[Tensor | None],

@@ -123,8 +123,8 @@ def _attention(
     check_seed("seed", seed)
     softcap_value, bottom_right = checks.softcap(softcap), checks.bottom_right(causal_alignment)
     alibi_slopes, sinks = checks.alibi_slopes(alibi_slopes, query), checks.sinks(sinks, query)
-    query, key, value = (_under_autocast(tensor) for tensor in (query, key, value))
-    mask = None if mask is None else _under_autocast(mask)
+    query, key, value = (autograd.low_precision_under_autocast(tensor) for tensor in (query, key, value))
+    mask = None if mask is None else autograd.low_precision_under_autocast(mask)
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
     block_mask, block_size = None, 0
     if pattern is not None:
@@ -142,16 +142,6 @@ def _attention(
         return output, lse
     output, statistics = library.overload("attention_forward", chosen)(*arguments)
     return output, backend_reference.log_sum_exp(statistics) if return_lse else None
-
-
-def _under_autocast(tensor: Tensor) -> Tensor:
-    """Mirror of torch's autocast, which runs attention in the low-precision type on every device."""
-    device_type = tensor.device.type
-    if tensor.dtype is not torch.float32 or not torch.amp.is_autocast_available(device_type):
-        return tensor
-    if not torch.is_autocast_enabled(device_type):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(device_type))
 
 
 def _broadcast(

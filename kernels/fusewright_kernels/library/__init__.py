@@ -3,7 +3,7 @@
 Importing this package defines them all; ``registry`` says how.
 """
 
-from fusewright_kernels.library import softmax  # noqa: F401  (defines its schemas and exports nothing)
+from fusewright_kernels.library import lsh_attention, softmax  # noqa: F401  (they define schemas and export nothing)
 from fusewright_kernels.library.attention import in_layout_of
 from fusewright_kernels.library.normalization import norm_statistics
 from fusewright_kernels.library.registry import COMPILED_BACKENDS, attach_reference, attach_triton, overload

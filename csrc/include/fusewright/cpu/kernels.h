@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "fusewright/attention.h"
+#include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/softmax.h"
 
@@ -59,6 +60,32 @@ struct CpuKernels {
 
   int64_t (*attention_mask_gradient_scratch)(const AttentionBackwardParams& params);
   void (*attention_mask_gradient)(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
+
+  // Rotations of so many columns have rows of this many float32, zero behind the last.
+  int64_t (*lsh_hash_columns)(int64_t columns);
+  int64_t (*lsh_hash_scratch)(const LshHashParams& params);
+  // Buckets (R, T) of vectors [begin, end) of one head.
+  void (*lsh_hash)(const LshHashParams& params, int64_t batch, int64_t head, int64_t length, int64_t begin, int64_t end,
+                   int64_t* buckets, void* scratch);
+  // Positions in order of (bucket, position); `scratch` holds as many numbers as `order`.
+  void (*lsh_sort)(const int64_t* buckets, int64_t length, int32_t* order, int32_t* scratch);
+  void (*lsh_inverse_norms)(const LshAttentionParams& params, int64_t batch, int64_t head, int64_t begin, int64_t end);
+
+  // Tasks of one round touch different sums; a round may begin when the one before is done.
+  int64_t (*lsh_forward_scratch)(const LshForwardParams& params);
+  void (*lsh_forward)(const LshForwardParams& params, const LshTask& task, void* scratch);
+  // Rows [begin, end) of the output from the sums of all rounds.
+  void (*lsh_forward_finish)(const LshForwardParams& params, int64_t batch, int64_t head, const float* sums,
+                             int64_t begin, int64_t end);
+
+  int64_t (*lsh_backward_scratch)(const LshBackwardParams& params);
+  // Rows of sums that a chunk takes.
+  int64_t (*lsh_chunk_rows)(const LshBackwardParams& params);
+  void (*lsh_backward)(const LshBackwardParams& params, const LshTask& task, void* scratch);
+  // When all tasks of a round are done, for each of a head in turn.
+  void (*lsh_backward_add_edges)(const LshBackwardParams& params, const LshTask& task);
+  void (*lsh_backward_finish)(const LshBackwardParams& params, int64_t batch, int64_t head, const LshSums& sums,
+                              int64_t begin, int64_t end);
 };
 
 }  // namespace fusewright

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fusewright/attention.h"
+#include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/softmax.h"
 
@@ -32,5 +33,21 @@ void attention_backward_reduce(const AttentionBackwardParams& params, const Atte
                                int64_t key_part_stride, int64_t value_part_stride);
 int64_t attention_mask_gradient_scratch(const AttentionBackwardParams& params);
 void attention_mask_gradient(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
+int64_t lsh_hash_columns(int64_t columns);
+int64_t lsh_hash_scratch(const LshHashParams& params);
+void lsh_hash(const LshHashParams& params, int64_t batch, int64_t head, int64_t length, int64_t begin, int64_t end,
+              int64_t* buckets, void* scratch);
+void lsh_sort(const int64_t* buckets, int64_t length, int32_t* order, int32_t* scratch);
+void lsh_inverse_norms(const LshAttentionParams& params, int64_t batch, int64_t head, int64_t begin, int64_t end);
+int64_t lsh_forward_scratch(const LshForwardParams& params);
+void lsh_forward(const LshForwardParams& params, const LshTask& task, void* scratch);
+void lsh_forward_finish(const LshForwardParams& params, int64_t batch, int64_t head, const float* sums, int64_t begin,
+                        int64_t end);
+int64_t lsh_backward_scratch(const LshBackwardParams& params);
+int64_t lsh_chunk_rows(const LshBackwardParams& params);
+void lsh_backward(const LshBackwardParams& params, const LshTask& task, void* scratch);
+void lsh_backward_add_edges(const LshBackwardParams& params, const LshTask& task);
+void lsh_backward_finish(const LshBackwardParams& params, int64_t batch, int64_t head, const LshSums& sums,
+                         int64_t begin, int64_t end);
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

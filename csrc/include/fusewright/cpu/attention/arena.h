@@ -17,6 +17,7 @@ class Arena {
   }
   float* floats(int64_t count) { return static_cast<float*>(bytes(count * static_cast<int64_t>(sizeof(float)))); }
   int64_t used() const { return used_; }
+  bool counts_only() const { return base_ == nullptr; }
 
  private:
   char* base_;

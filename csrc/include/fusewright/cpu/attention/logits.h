@@ -57,10 +57,15 @@ struct Exponent {
         unit(of_logits ? log2_e : params.scale * log2_e),
         to_natural(of_logits ? 1.0f : params.scale) {}
 
+  static Exponent of_finished_logits() { return Exponent{}; }
+
   // `reference` in units of the scores. A row without any key has reference -inf; -inf - -inf would be NaN.
   Float shift(Float reference) const {
     return select(reference == negative_infinity, Float{}, (reference * to_natural) * log2_e);
   }
+
+ private:
+  Exponent() : of_logits(true), unit(log2_e), to_natural(1.0f) {}
 };
 
 // An additive mask's part of a block, keys by lanes of queries. Returns whether any of it is not -inf.

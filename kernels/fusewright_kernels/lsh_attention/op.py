@@ -1,0 +1,121 @@
+"""LSH attention: checks, hashing and sorting, dispatch, autograd."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusewright_kernels import autograd, dispatch, library, philox
+from fusewright_kernels.checks import probability, value_error
+from fusewright_kernels.checks import seed as check_seed
+from fusewright_kernels.lsh_attention import backend_native, backend_reference, checks
+from fusewright_kernels.lsh_attention.function import LshAttention
+from fusewright_kernels.lsh_attention.reference import default_buckets
+
+backend_reference.attach()
+dispatch.register("lsh_attention", {"cpu": backend_native.refuse_cpu})
+
+
+def lsh_hash(
+    vectors: Tensor, rotations: Tensor | Sequence[Tensor], key_padding_mask: Tensor | None, backend: str | None
+) -> Tensor:
+    """See :func:`fusewright.functional.lsh_hash`."""
+    checks.operand("vectors", vectors)
+    factors = checks.rotations(rotations, vectors)
+    mask = checks.key_padding_mask(key_padding_mask, vectors)
+    return _hash(vectors, factors, mask, _backend(vectors, backend))
+
+
+def _backend(vectors: Tensor, forced: str | None) -> str:
+    return dispatch.choose("lsh_attention", vectors.device.type, (vectors.dtype,), vectors.ndim, forced)
+
+
+def _hash(vectors: Tensor, rotations: list[Tensor], key_padding_mask: Tensor | None, backend: str) -> Tensor:
+    """Which bucket a vector falls into has no gradient."""
+    wide = torch.float64 if vectors.dtype is torch.float64 else torch.float32
+    factors = [factor.detach().to(wide) for factor in rotations]
+    return library.overload("lsh_hash", backend)(_unit_stride(vectors.detach()), factors, key_padding_mask)
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def lsh_attention(
+    query_key: Tensor,
+    value: Tensor,
+    n_hashes: int,
+    chunk_length: int,
+    n_buckets: int | Sequence[int] | None,
+    chunks_before: int,
+    chunks_after: int,
+    is_causal: bool,
+    key_padding_mask: Tensor | None,
+    rotations: Tensor | Sequence[Tensor] | None,
+    buckets: Tensor | None,
+    seed: int | Tensor | None,
+    scale: float,
+    attend_across_buckets: bool,
+    allow_duplicates: bool,
+    dropout_p: float,
+    return_lse: bool,
+    backend: str | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """See :func:`fusewright.functional.lsh_attention`."""
+    checks.operand("query_key", query_key)
+    checks.operand("value", value, "query_key", query_key)
+    checks.integer("n_hashes", n_hashes, least=1)
+    checks.integer("chunk_length", chunk_length, least=1)
+    checks.integer("chunks_before", chunks_before, least=0)
+    checks.integer("chunks_after", chunks_after, least=0)
+    probability("dropout_p", dropout_p)
+    check_seed("seed", seed)
+    scale = checks.scale(scale)
+    mask = checks.key_padding_mask(key_padding_mask, query_key)
+    if rotations is not None and buckets is not None:
+        raise value_error("rotations", "given", "None where buckets are given: they would not be used")
+    factors = None if rotations is None else checks.rotations(rotations, query_key, n_hashes)
+    if buckets is not None:
+        checks.buckets(buckets, query_key, n_buckets)
+    elif n_buckets is not None:
+        n_buckets = checks.bucket_factors(n_buckets)
+    query_key, value = (autograd.low_precision_under_autocast(tensor) for tensor in (query_key, value))
+    query_key, value = _unit_stride(query_key), _unit_stride(value)
+    chosen = _backend(query_key, backend)
+    length = query_key.shape[2]
+    seed_on_device = None
+    if length <= chunk_length and attend_across_buckets:
+        # One chunk holds every position, so all meet in every round alike, whatever their buckets are.
+        order = torch.arange(length, dtype=torch.int32, device=query_key.device)
+        order = order.expand(*query_key.shape[:2], 1, length).contiguous()
+        chunks_before = chunks_after = 0
+        chunk_length = max(1, length)
+    else:
+        chunk_length = max(1, min(chunk_length, length))
+        if buckets is None:
+            if factors is None:
+                seed_on_device = philox.seed_tensor(seed, query_key.device)
+                sizes = n_buckets or default_buckets(length, chunk_length)
+                factors = _draw_rotations(seed_on_device, query_key, n_hashes, sizes)
+            buckets = _hash(query_key, factors, mask, chosen)
+        order = library.overload("lsh_sort", chosen)(buckets.contiguous())
+    if dropout_p > 0.0 and seed_on_device is None:
+        seed_on_device = philox.seed_tensor(seed, query_key.device)
+    arguments = (
+        query_key, value, order, None if attend_across_buckets else buckets, mask,
+        seed_on_device if dropout_p > 0.0 else None, chunk_length, chunks_before, chunks_after, bool(is_causal), scale,
+        bool(allow_duplicates), float(dropout_p),
+    )  # fmt: skip
+    if autograd.derivative_possible(query_key, value):
+        output, _, lse = autograd.apply(LshAttention, *arguments, return_lse, chosen)
+    else:
+        output, statistics = library.overload("lsh_attention_forward", chosen)(*arguments)
+        lse = backend_reference.log_sum_exp(statistics) if return_lse else None
+    return output if lse is None else (output, lse)
+
+
+def _draw_rotations(seed: Tensor, vectors: Tensor, rounds: int, n_buckets: Sequence[int]) -> list[Tensor]:
+    heads, width = vectors.shape[1], vectors.shape[3]
+    columns = [size // 2 for size in n_buckets]
+    drawn = library.overload("lsh_rotations", "reference")(seed, heads, width, rounds, sum(columns))
+    return list(drawn.split(columns, dim=-1))
