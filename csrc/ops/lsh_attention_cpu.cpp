@@ -100,6 +100,8 @@ Tensor lsh_sort(Tensor buckets) {
   Tensor order = empty(sizes, 4, ScalarType::Int, buckets);
   const int64_t* const source = static_cast<const int64_t*>(unit.data_ptr());
   int32_t* const target = static_cast<int32_t*>(order.data_ptr());
+  const int64_t* const smallest = std::min_element(source, source + rows * length);
+  STD_TORCH_CHECK(rows * length == 0 || *smallest >= 0, "buckets hold ", *smallest, ", expected no negative number");
   const double work = 20.0 * static_cast<double>(rows) * static_cast<double>(length);
   for_each_task(rows, work, length * static_cast<int64_t>(sizeof(int32_t)), [&](int64_t row, void* scratch) {
     kernels.lsh_sort(source + row * length, length, target + row * length, static_cast<int32_t*>(scratch));

@@ -78,7 +78,8 @@ def scale(value: float | None, width: int) -> float:
     if value is None:
         return 1.0 / math.sqrt(width) if width > 0 else 1.0
     value = float(value)
-    if not math.isfinite(value):
+    # Not math.isfinite: a trace may hold a symbol here, which can be compared.
+    if not -math.inf < value < math.inf:
         raise value_error("scale", value, "a finite number")
     return value
 
@@ -87,7 +88,7 @@ def softcap(value: float | None) -> float:
     if value is None:
         return 0.0
     value = float(value)
-    if not (math.isfinite(value) and value > 0.0):
+    if not 0.0 < value < math.inf:
         raise value_error("softcap", value, "a finite number > 0, or None")
     return value
 

@@ -94,7 +94,8 @@ def buckets(given: Tensor, vectors: Tensor, n_buckets: int | Sequence[int] | Non
     if given.ndim != 4 or given.shape[:2] != (batch, heads) or given.shape[3] != length or given.shape[2] < 1:
         raise value_error("buckets.shape", tuple(given.shape), f"({batch}, {heads}, R, {length})")
     most = _LONGEST - 1 if n_buckets is None else math.prod(bucket_factors(n_buckets))
-    if given.numel() == 0:
+    # Inside vmap no value can be looked at; the sort refuses a negative one.
+    if given.numel() == 0 or torch._C._are_functorch_transforms_active():
         return
     # On a GPU, and in a trace, the values are checked there, without waiting: a breach is a device-side assertion.
     if torch.compiler.is_compiling() or given.is_cuda:
@@ -107,6 +108,7 @@ def buckets(given: Tensor, vectors: Tensor, n_buckets: int | Sequence[int] | Non
 
 def scale(value: float) -> float:
     value = float(value)
-    if not math.isfinite(value):
+    # Not math.isfinite: a trace may hold a symbol here, which can be compared.
+    if not -math.inf < value < math.inf:
         raise value_error("scale", value, "a finite number")
     return value

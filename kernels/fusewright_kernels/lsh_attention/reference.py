@@ -304,9 +304,7 @@ def attention_backward(
     return grad_query.to(query_key.dtype), grad_value.to(value.dtype)
 
 
-def dense_attention(
-    query_key: Tensor,
-    value: Tensor,
+def multiplicities(
     order: Tensor,
     buckets: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -314,10 +312,9 @@ def dense_attention(
     before: int,
     after: int,
     causal: bool,
-    scale: float,
     allow_duplicates: bool,
-) -> tuple[Tensor, Tensor]:
-    """Output (B, H, T, DV) and log-sum-exp (B, H, T): a softmax weighted by how often each pair meets."""
+) -> Tensor:
+    """How often the softmax of position i counts position j, (B, H, T, T) int64; one that meets nobody counts itself."""
     batch, heads, rounds, length = order.shape
     ring = rounds * -(-length // chunk_length)
     chunk = chunk_of_positions(order, chunk_length)
@@ -331,19 +328,19 @@ def dense_attention(
                     meets = meets & (buckets[:, :, query_round, :, None] == buckets[:, :, query_round, None, :])
                 counts += meets
     positions = torch.arange(length, device=order.device)
-    visible = (counts > 0) & (positions[:, None] != positions)
-    if causal:
-        visible = visible & (positions < positions[:, None])
+    hidden = positions[:, None] <= positions if causal else positions[:, None] == positions
     if key_padding_mask is not None:
-        visible = visible & ~key_padding_mask[:, None, None, :]
-    alone = ~visible.any(-1, keepdim=True)
-    visible = visible | (alone & (positions[:, None] == positions))
+        hidden = hidden | key_padding_mask[:, None, None, :]
+    counts = torch.where(hidden, 0, counts if allow_duplicates else counts.clamp(max=1))
+    alone = (counts == 0).all(-1, keepdim=True) & (positions[:, None] == positions)
+    return counts + alone
+
+
+def dense_attention(query_key: Tensor, value: Tensor, counts: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output (B, H, T, DV) and log-sum-exp (B, H, T): a softmax in which each pair has its multiplicity."""
     query, values = _compute(query_key), _compute(value)
     key = query * inverse_norm(query)[..., None]
-    logits = torch.matmul(query, key.mT) * scale
-    if allow_duplicates:
-        logits = logits + torch.where(alone, 1, counts.clamp(min=1)).to(logits.dtype).log()
-    logits = torch.where(visible, logits, -_INFINITY)
+    logits = torch.matmul(query, key.mT) * scale + counts.to(query.dtype).log()
     return torch.softmax(logits, -1) @ values, logits.logsumexp(-1)
 
 
