@@ -123,9 +123,9 @@ def test_padding_reaches_nobody_whatever_it_holds(backend):
         for tensor in (query_key, value):
             tensor[:, :, 60:] = filler
         leaves = [query_key.requires_grad_(), value.requires_grad_()]
-        output = functional.lsh_attention(
-            *leaves, chunk_length=16, seed=3, key_padding_mask=padding, backend=backend
-        )[:, :, :60]
+        output = functional.lsh_attention(*leaves, chunk_length=16, seed=3, key_padding_mask=padding, backend=backend)[
+            :, :, :60
+        ]
         results.append([output, *(grad[:, :, :60] for grad in torch.autograd.grad(output.square().sum(), leaves))])
     torch.testing.assert_close(results[1], results[0])
     torch.testing.assert_close(results[2][0], results[0][0])

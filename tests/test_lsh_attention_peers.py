@@ -65,9 +65,7 @@ def test_equals_reformer_pytorch(causal: bool, across: bool, duplicates: bool) -
         bucket_size=chunk, n_hashes=rounds, causal=causal, attend_across_buckets=across,
         allow_duplicate_attention=duplicates, return_attn=False,
     ).double()  # fmt: skip
-    query_key, value = (
-        torch.randn(batch, length, width, dtype=torch.float64, requires_grad=True) for _ in range(2)
-    )
+    query_key, value = (torch.randn(batch, length, width, dtype=torch.float64, requires_grad=True) for _ in range(2))
     result, _, their_buckets = theirs(query_key, value)
     n_buckets = length // chunk
     buckets = their_buckets.reshape(batch, 1, rounds, length) - n_buckets * torch.arange(rounds)[:, None]

@@ -98,6 +98,7 @@ class Operation:
         differentiable: the inputs that get gradients.
         outputs: names of the outputs, in order.
         rank: how many sizes a shape given on the command line needs at least.
+        baseline: the provider that people use today; speed-ups are over it and errors are compared with its.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Operation:
     differentiable: tuple[str, ...]
     outputs: tuple[str, ...]
     rank: int = 2
+    baseline: str = "torch"
 
     def shape(self, text: str) -> Shape | None:
         """The shape of that name, or an unnamed one such as ``"512x4096"``; None if ``text`` is neither."""

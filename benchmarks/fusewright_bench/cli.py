@@ -75,7 +75,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--mode", **several, help="fwd, bwd, or both in one call; fwd,both unless given")
     bench.add_argument("--threads", type=_thread_counts, metavar="N,...", help="CPU thread counts; 1 and all cores")
     bench.add_argument("--device", metavar="DEVICE", help="cpu or cuda; cuda where there is one")
-    bench.add_argument("--baseline", default="torch", metavar="NAME", help="what speed-ups are over; torch")
+    bench.add_argument("--baseline", metavar="NAME", help="what speed-ups are over; torch where it has the op")
     bench.add_argument("--budget", type=_positive_seconds, metavar="SECONDS", help="time to spend on the whole run")
     bench.add_argument("--list", action="store_true", help="print the cases and run none")
     bench.add_argument("--json", type=Path, metavar="PATH", help="where the results go, for machines")
@@ -121,7 +121,8 @@ def _bench(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = selection.cases(options.suite, options.op, options.shape, options.dtype, options.mode)
-        selection.check_providers([*options.provider, options.baseline], chosen, device)
+        named = [*options.provider, *([options.baseline] if options.baseline else [])]
+        selection.check_providers(named, chosen, device)
     except (selection.UsageError, RuntimeError) as error:
         parser.error(str(error).splitlines()[0])
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):

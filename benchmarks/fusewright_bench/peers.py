@@ -11,16 +11,17 @@ from fusewright_bench.case import Forward, Inputs, Provider
 
 @dataclass(frozen=True)
 class Peer:
-    """A library to compare with. ``module`` is its import name; its kernels run on CUDA devices only."""
+    """A library to compare with. ``module`` is its import name."""
 
     name: str
     module: str
     install: str
+    cuda_only: bool = True
 
     def absence(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec(self.module) is None:
             return f"the package {self.module} is not installed"
-        if device.type != "cuda":
+        if self.cuda_only and device.type != "cuda":
             return f"runs on CUDA devices only, this run is on {device.type}"
         return None
 
@@ -32,3 +33,5 @@ class Peer:
 LIGER = Peer("liger-kernel", "liger_kernel", "pip install liger-kernel")
 FLASH_ATTN = Peer("flash-attn", "flash_attn", "pip install flash-attn --no-build-isolation")
 QUACK = Peer("quack", "quack", "pip install quack-kernels")
+TRANSFORMERS = Peer("transformers", "transformers", "pip install transformers", cuda_only=False)
+REFORMER_PYTORCH = Peer("reformer-pytorch", "reformer_pytorch", "pip install reformer-pytorch", cuda_only=False)

@@ -16,31 +16,33 @@ from fusewright_bench.memory import peak_memory_bytes
 from fusewright_bench.results import Absence, Results, Row
 from fusewright_bench.roofline import Roofline, copy_of_bytes
 
-PLAIN = "torch"  # whose error ours is compared with
 COPY = "copy"
 _HOST_OVERHEAD_BUDGET_S = 0.1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. ``providers`` None means the default ones; the baseline always runs."""
+    """What to run. ``providers`` None means the default ones. The baseline, None for each operation's, always runs."""
 
     cases: Sequence[Case]
     device: torch.device
     threads: tuple[int, ...]
     budget_s: float
     providers: frozenset[str] | None = None
-    baseline: str = PLAIN
+    baseline: str | None = None
 
     @property
     def groups(self) -> int:
         return len(self.cases) * len(self.threads)
 
-    def wants(self, provider: Provider, mode: str) -> bool:
-        if mode not in provider.modes:
+    def baseline_of(self, case: Case) -> str:
+        return self.baseline or case.operation.baseline
+
+    def wants(self, provider: Provider, case: Case) -> bool:
+        if case.mode not in provider.modes:
             return False
         chosen = provider.by_default if self.providers is None else provider.name in self.providers
-        return chosen or provider.name == self.baseline
+        return chosen or provider.name == self.baseline_of(case)
 
 
 class Observer(Protocol):
@@ -108,10 +110,10 @@ class Runner:
     def _contenders(self, case: Case, inputs: Inputs) -> list[_Contender]:
         """Every provider that is present, bound, with its accuracy, memory and first-call time."""
         available = case.operation.providers(self._plan.device)
-        wanted = [provider for provider in available if self._plan.wants(provider, case.mode)]
+        wanted = [provider for provider in available if self._plan.wants(provider, case)]
         contenders = [_Contender(provider) for provider in wanted if not self._is_absent(provider, case)]
         oracle = accuracy.oracle_of(case, inputs)
-        plain = next(provider for provider in available if provider.name == PLAIN)
+        plain = next(provider for provider in available if provider.name == case.operation.baseline)
         plain_errors = accuracy.errors_in_u(accuracy.evaluate(case, plain.bind(inputs), inputs).results, oracle)
         for contender in contenders:
             # Anything may go wrong inside a provider; it becomes a row that says so, and the run goes on.
@@ -236,7 +238,7 @@ class Runner:
         # Against the copies of the same rounds, so that what slowed both cancels.
         share = median(verdicts.paired_ratios(copies, own)) if limit == "memory" else floor / seconds
         row.roofline_percent, row.roofline_limit = 100.0 * share, limit
-        baseline = self._plan.baseline
+        baseline = self._plan.baseline_of(case)
         if baseline in times and row.provider != COPY:
             row.baseline = baseline
             comparison = verdicts.compare(times[baseline], own)

@@ -49,7 +49,7 @@ def absence_lines(results: Results) -> list[str]:
 
 
 def _baseline(results: Results) -> str:
-    return next((row.baseline for row in results.cases if row.baseline), "the baseline")
+    return " or ".join(dict.fromkeys(row.baseline for row in results.cases if row.baseline)) or "the baseline"
 
 
 def _limits(results: Results) -> str:

@@ -136,6 +136,6 @@ LEGEND = (
     "bootstrap interval; FASTER, SAME and SLOWER need the whole interval above 1.03, within 0.97 to 1.03, or below "
     "0.97, all else is UNCLEAR. Roof is the least possible time here over the time: the least by a copy of the same "
     "bytes, timed in the same rounds, or by the measured arithmetic peak where (compute) is said. Error is against "
-    "float64 in units u (float32 2^-24, bfloat16 2^-9, float16 2^-12); vs torch is its quotient to plain PyTorch's. "
+    "float64 in units u (float32 2^-24, bfloat16 2^-9, float16 2^-12); vs torch is its quotient to the baseline's. "
     "Memory is the peak of one call beyond its inputs."
 )

@@ -19,8 +19,8 @@ define(
 
 
 # lsh_hash: bucket of each vector in each round, (B, H, R, T) int64. vectors (B, H, T, D) with unit last stride; each of
-# `rotations` (H, D, R, NB_f / 2) gives one digit of the bucket, the first the lowest: the index of the largest among the
-# rotated coordinates and their negatives. Where key_padding_mask (B, T) is true: the bucket behind the last.
+# `rotations` (H, D, R, NB_f / 2) gives one digit of the bucket, the first the lowest: the index of the largest among
+# the rotated coordinates and their negatives. Where key_padding_mask (B, T) is true: the bucket behind the last.
 
 
 def _lsh_hash_fake(vectors: Tensor, rotations: Sequence[Tensor], key_padding_mask: Tensor | None) -> Tensor:
@@ -38,10 +38,10 @@ define(
     lambda buckets: buckets.new_empty(buckets.shape, dtype=torch.int32),
 )
 
-# lsh_attention: the sorted positions of each round are cut into chunks of chunk_length <= T, the last one maybe shorter,
-# and the chunks of all rounds form one ring. Query i in chunk c meets the keys in chunks c - chunks_before to c +
-# chunks_after of the ring, once for each place where they meet; itself it never meets. One softmax runs over all its
-# copies, with logits scale * x_i x_j / |x_j|.
+# lsh_attention: the sorted positions of each round are cut into chunks of chunk_length <= T, the last one maybe
+# shorter, and the chunks of all rounds form one ring. Query i in chunk c meets the keys in chunks c - chunks_before to
+# c + chunks_after of the ring, once for each place where they meet; itself it never meets. One softmax runs over all
+# its copies, with logits scale * x_i x_j / |x_j|.
 #   query_key, value   (B, H, T, D) and (B, H, T, DV), unit last strides
 #   order              int32 (B, H, R, T), of lsh_sort
 #   buckets            int64 (B, H, R, T): only pairs of the same bucket and round meet; None: all of a window

@@ -42,7 +42,8 @@ def plain_attention(
     *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """:func:`reference.attention` with the arguments of the op ``lsh_attention_forward``."""
-    keep = _keep_mask(order, seed, *arguments[:3], arguments[6])
+    chunk_length, before, after = arguments[:3]
+    keep = _keep_mask(order, seed, chunk_length, before, after, arguments[6])
     return reference.attention(query_key, value, order, buckets, key_padding_mask, keep, *arguments)
 
 
@@ -70,7 +71,8 @@ def lsh_attention_backward(
     seed: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, Tensor]:
-    keep = _keep_mask(order, seed, *arguments[:3], arguments[6])
+    chunk_length, before, after = arguments[:3]
+    keep = _keep_mask(order, seed, chunk_length, before, after, arguments[6])
     gradients = reference.attention_backward(
         grad_output, grad_lse, query_key, value, statistics, order, buckets, key_padding_mask, keep, *arguments
     )

@@ -83,7 +83,7 @@ def key_padding_mask(mask: Tensor | None, vectors: Tensor) -> Tensor | None:
     return mask
 
 
-def buckets(given: Tensor, vectors: Tensor, n_buckets: int | Sequence[int] | None) -> None:
+def buckets(given: Tensor, vectors: Tensor, factors: tuple[int, ...] | None) -> None:
     """``given`` is (B, H, R, T), from 0 to the number of buckets, which is that of padding."""
     if not isinstance(given, Tensor):
         raise type_error("buckets", f"a {type(given).__name__}", "a torch.Tensor or None")
@@ -93,7 +93,7 @@ def buckets(given: Tensor, vectors: Tensor, n_buckets: int | Sequence[int] | Non
     batch, heads, length, _ = vectors.shape
     if given.ndim != 4 or given.shape[:2] != (batch, heads) or given.shape[3] != length or given.shape[2] < 1:
         raise value_error("buckets.shape", tuple(given.shape), f"({batch}, {heads}, R, {length})")
-    most = _LONGEST - 1 if n_buckets is None else math.prod(bucket_factors(n_buckets))
+    most = _LONGEST - 1 if factors is None else math.prod(factors)
     # Inside vmap no value can be looked at; the sort refuses a negative one.
     if given.numel() == 0 or torch._C._are_functorch_transforms_active():
         return

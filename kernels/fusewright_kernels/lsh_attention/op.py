@@ -75,10 +75,9 @@ def lsh_attention(
     if rotations is not None and buckets is not None:
         raise value_error("rotations", "given", "None where buckets are given: they would not be used")
     factors = None if rotations is None else checks.rotations(rotations, query_key, n_hashes)
+    sizes = None if n_buckets is None else checks.bucket_factors(n_buckets)
     if buckets is not None:
-        checks.buckets(buckets, query_key, n_buckets)
-    elif n_buckets is not None:
-        n_buckets = checks.bucket_factors(n_buckets)
+        checks.buckets(buckets, query_key, sizes)
     query_key, value = (autograd.low_precision_under_autocast(tensor) for tensor in (query_key, value))
     query_key, value = _unit_stride(query_key), _unit_stride(value)
     chosen = _backend(query_key, backend)
@@ -95,7 +94,7 @@ def lsh_attention(
         if buckets is None:
             if factors is None:
                 seed_on_device = philox.seed_tensor(seed, query_key.device)
-                sizes = n_buckets or default_buckets(length, chunk_length)
+                sizes = sizes or default_buckets(length, chunk_length)
                 factors = _draw_rotations(seed_on_device, query_key, n_hashes, sizes)
             buckets = _hash(query_key, factors, mask, chosen)
         order = library.overload("lsh_sort", chosen)(buckets.contiguous())

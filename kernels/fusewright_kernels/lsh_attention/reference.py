@@ -30,8 +30,8 @@ def _compute(tensor: Tensor) -> Tensor:
 def hash_vectors(vectors: Tensor, rotations: Sequence[Tensor], key_padding_mask: Tensor | None) -> Tensor:
     """Bucket of each position (B, H, R, T), int64: the largest of the rotated coordinates and their negatives.
 
-    Several factors (H, D, R, NB_f / 2) give the digits of a number, the first the lowest. Padding gets the bucket behind
-    the last. Andoni et al., "Practical and optimal LSH for angular distance", 2015.
+    Several factors (H, D, R, NB_f / 2) give the digits of a number, the first the lowest. Padding gets the bucket
+    behind the last. Andoni et al., "Practical and optimal LSH for angular distance", 2015.
     """
     vectors = _compute(vectors)
     buckets = torch.zeros((), dtype=torch.int64, device=vectors.device)
@@ -58,7 +58,7 @@ def inverse_norm(vectors: Tensor) -> Tensor:
 
 
 class _Windows(NamedTuple):
-    """What each position meets in each round, sorted: (B, H, N, C) positions with (B, H, N, C, W * C) copies of keys."""
+    """What each position meets in each round, as sorted: (B, H, N, C) positions, each with W * C copies of keys."""
 
     positions: Tensor  # (B, H, N, C) int64, T where a chunk is not full
     keys: Tensor  # (B, H, N, W * C) positions of the copies, likewise
@@ -314,7 +314,7 @@ def multiplicities(
     causal: bool,
     allow_duplicates: bool,
 ) -> Tensor:
-    """How often the softmax of position i counts position j, (B, H, T, T) int64; one that meets nobody counts itself."""
+    """How often the softmax of position i counts position j, (B, H, T, T) int64; who meets nobody counts itself."""
     batch, heads, rounds, length = order.shape
     ring = rounds * -(-length // chunk_length)
     chunk = chunk_of_positions(order, chunk_length)

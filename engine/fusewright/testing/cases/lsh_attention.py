@@ -1,4 +1,4 @@
-"""Cases of lsh_attention: widths, lengths about multiples of the chunk, rounds, windows, and each way to restrict them."""
+"""Cases of lsh_attention: widths, lengths about multiples of the chunk, rounds, windows, and every restriction."""
 
 import math
 from collections.abc import Iterator
