@@ -119,7 +119,7 @@ def _bind_reformer_pytorch(causal: bool, inputs: Inputs) -> Forward:
     batch, _, length, width = query_key.shape
 
     class GivenRotations(layer):  # type: ignore[misc, valid-type]
-        def hash_vectors(self, n_buckets: int, vecs: Tensor) -> Tensor:
+        def hash_vectors(self, n_buckets: int, vecs: Tensor, **_: Any) -> Tensor:
             wide = rotations.to(vecs.dtype).repeat(batch, 1, 1, 1)
             rotated = torch.einsum("btf,bfhi->bhti", vecs, wide)
             return _with_offsets(torch.cat([rotated, -rotated], dim=-1).argmax(-1), _buckets(length))
