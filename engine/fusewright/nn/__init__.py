@@ -2,9 +2,19 @@
 
 from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
+from fusewright.nn.lsh_attention import LSHSelfAttention
 from fusewright.nn.normalization import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
-from fusewright.nn.positional import RotaryEmbedding
+from fusewright.nn.positional import (
+    AxialPositionalEmbedding,
+    LearnedPositionalEmbedding,
+    SinusoidalPositionalEncoding,
+)
+from fusewright.nn.reformer import ChunkedFeedForward, ReformerLayer
+from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
+from fusewright.nn.rotary import RotaryEmbedding
 
 __all__ = [
-    "AddLayerNorm", "AddRMSNorm", "KeyValueCache", "LayerNorm", "MultiheadAttention", "RMSNorm", "RotaryEmbedding",
+    "AddLayerNorm", "AddRMSNorm", "AxialPositionalEmbedding", "ChunkedFeedForward", "KeyValueCache",
+    "LSHSelfAttention", "LayerNorm", "LearnedPositionalEmbedding", "MultiheadAttention", "RMSNorm", "ReformerLayer",
+    "ReversibleBlock", "ReversibleSequence", "RotaryEmbedding", "SinusoidalPositionalEncoding",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusewright.nn.kv_cache import KeyValueCache
 from fusewright.nn.multi_head import Projections, argument_error, multi_head_attention
-from fusewright.nn.positional import RotaryEmbedding
+from fusewright.nn.rotary import RotaryEmbedding
 from fusewright_kernels.checks import type_error, value_error
 
 

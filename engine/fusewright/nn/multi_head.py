@@ -9,7 +9,7 @@ from torch import Tensor
 from fusewright import functional
 from fusewright.nn.attention_weights import WeightOptions, attention_weights
 from fusewright.nn.kv_cache import KeyValueCache
-from fusewright.nn.positional import RotaryEmbedding
+from fusewright.nn.rotary import RotaryEmbedding
 from fusewright_kernels import philox
 from fusewright_kernels.checks import ArgumentTypeError, ArgumentValueError, type_error, value_error
 

@@ -1,6 +1,8 @@
-"""Positions as rotations of queries and keys."""
+"""Positions as vectors that are added to what stands there."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,95 +10,108 @@ from torch import Tensor, nn
 from fusewright_kernels.checks import value_error
 
 
-class RotaryEmbedding(nn.Module):
-    """Rotary position embedding: pair i of a head's elements turns by ``position * base^(-2i / dim)``.
+class SinusoidalPositionalEncoding(nn.Module):
+    """Fixed encodings: ``sin(position * base^(-2i / E))`` at 2i and the cosine at 2i + 1.
 
-    The product of a turned query and a turned key depends on the distance of their positions alone.
+    Shape: (B, T, E) to the same, the encodings added in float32 and rounded once; any T.
 
-    Args:
-        dim: how many elements of each head turn, even; those behind stay as they are.
-        base: ratio of the longest to the shortest period.
-        interleaved: pairs are elements (2i, 2i + 1), as in the paper, else (i, i + dim / 2), as in GPT-NeoX and Llama.
-        max_positions: how many positions the tables hold at first; they grow with the calls.
-
-    Shape: (B, H, T, D) to the same, D >= dim, any floating dtype; computed in float32 at least.
-
-    Source: Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021.
+    Source: Vaswani et al., "Attention is all you need", 2017.
     """
 
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        base: float = 10000.0,
-        interleaved: bool = False,
-        max_positions: int = 2048,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, embed_dim: int, base: float = 10000.0) -> None:
         super().__init__()
-        if dim < 2 or dim % 2 != 0:
-            raise value_error("dim", dim, "an even int >= 2")
+        if embed_dim < 1:
+            raise value_error("embed_dim", embed_dim, "an int >= 1")
         if not base > 0.0:
             raise value_error("base", base, "a number > 0")
-        if max_positions < 1:
-            raise value_error("max_positions", max_positions, "an int >= 1")
-        self.dim, self.base, self.interleaved = dim, base, interleaved
-        cos, sin = self._angles(torch.arange(max_positions, device=device))
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.embed_dim, self.base = embed_dim, base
 
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (*positions.shape, dim / 2) in float32 of every pair's angle."""
+    def encodings(self, positions: Tensor) -> Tensor:
+        """(*positions.shape, E) float32."""
         # In float32 the angle of position 100,000 would be wrong by 0.006.
-        exponents = torch.arange(0, self.dim, 2, dtype=torch.float64, device=positions.device) / self.dim
-        angles = positions[..., None].double() * self.base**-exponents
-        return angles.cos().float(), angles.sin().float()
+        pairs = torch.arange(0, self.embed_dim, 2, dtype=torch.float64, device=positions.device)
+        angles = positions[..., None].double() * self.base ** (-pairs / self.embed_dim)
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[..., : self.embed_dim].float()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
-        """Moves the tables with the module, float32 whatever its dtype: angles in bfloat16 would be worthless.
-
-        They are filled again, as nothing else does it for a module that was made on the meta device.
-        """
-        before = (self.cos.dtype, self.cos.device)
-        super()._apply(fn, recurse)
-        if (self.cos.dtype, self.cos.device) != before:
-            self._fill(self.cos.shape[0], self.cos.device)
-        return self
-
-    def _fill(self, positions: int, device: torch.device) -> None:
-        self.cos, self.sin = self._angles(torch.arange(positions, device=device))
-
-    def forward(self, heads: Tensor, offset: int | Tensor = 0) -> Tensor:
-        """Turn row t of ``heads`` (B, H, T, D) by position ``offset + t``.
-
-        Args:
-            heads: queries or keys.
-            offset: position of the first row, an int or one per sequence, (B,) integers.
-        """
-        if heads.ndim != 4 or heads.shape[-1] < self.dim:
-            raise value_error("heads.shape", tuple(heads.shape), f"(B, H, T, D) with D >= {self.dim}")
-        cos, sin = self._of_rows(heads.shape[2], offset, heads.device)
-        dtype = torch.promote_types(heads.dtype, torch.float32)
-        turned, rest = heads[..., : self.dim].to(dtype), heads[..., self.dim :]
-        first, second = (turned[..., ::2], turned[..., 1::2]) if self.interleaved else turned.chunk(2, dim=-1)
-        parts = (first * cos - second * sin, first * sin + second * cos)
-        joined = torch.stack(parts, dim=-1).flatten(-2) if self.interleaved else torch.cat(parts, dim=-1)
-        return torch.cat([joined.to(heads.dtype), rest], dim=-1)
-
-    def _of_rows(self, length: int, offset: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine that broadcast with (B, H, T, dim / 2)."""
-        if isinstance(offset, Tensor):
-            # Whether the tables reach that far only the device knows; asking it would stall a decoding loop.
-            cos, sin = self._angles(offset[:, None] + torch.arange(length, device=device))
-            return cos[:, None], sin[:, None]
-        if offset < 0:
-            raise value_error("offset", offset, "an int >= 0")
-        end = offset + length
-        if end > self.cos.shape[0]:
-            self._fill(max(end, 2 * self.cos.shape[0]), self.cos.device)
-        return self.cos[offset:end], self.sin[offset:end]
+    def forward(self, hidden: Tensor, offset: int = 0) -> Tensor:
+        """``offset`` is the position of the first row."""
+        positions = torch.arange(offset, offset + hidden.shape[-2], device=hidden.device)
+        return (hidden.to(torch.promote_types(hidden.dtype, torch.float32)) + self.encodings(positions)).to(
+            hidden.dtype
+        )
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, base={self.base}, interleaved={self.interleaved}"
+        return f"{self.embed_dim}, base={self.base}"
+
+
+class LearnedPositionalEmbedding(nn.Embedding):
+    """A learned vector for each of ``max_positions`` positions.
+
+    Shape: (B, T, E) to the same, T + offset <= ``max_positions``.
+    """
+
+    def __init__(
+        self, max_positions: int, embed_dim: int, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(max_positions, embed_dim, device=device, dtype=dtype)
+
+    def forward(self, hidden: Tensor, offset: int = 0) -> Tensor:
+        """``offset`` is the position of the first row."""
+        end = offset + hidden.shape[-2]
+        if end > self.num_embeddings:
+            raise value_error("the last position", end - 1, f"less than max_positions, {self.num_embeddings}")
+        return hidden + self.weight[offset:end].to(hidden.dtype)
+
+
+class AxialPositionalEmbedding(nn.Module):
+    """Positions as points of a grid: a learned vector for each coordinate of each axis, side by side.
+
+    A grid of 256 by 256 holds 65536 positions with 512 vectors. Position ``i * n2 + j`` of a grid (n1, n2) has
+    coordinates (i, j).
+
+    Args:
+        shape: sizes of the axes; their product is the largest length.
+        dims: elements of the embedding that each axis gives; they add up to E.
+
+    Shape: (B, T, E) to the same, T + offset <= the product of ``shape``.
+
+    Source: Kitaev, Kaiser, Levskaya, "Reformer: the efficient transformer", 2020.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], dims: Sequence[int], device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        if len(shape) == 0 or len(shape) != len(dims):
+            raise value_error("dims", tuple(dims), f"one size for each axis of {tuple(shape)}")
+        if min(*shape, *dims) < 1:
+            raise value_error("shape and dims", (tuple(shape), tuple(dims)), "sizes >= 1")
+        self.shape, self.dims = tuple(shape), tuple(dims)
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(size, dim, device=device, dtype=dtype))
+            for size, dim in zip(shape, dims, strict=True)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in self.weights:
+            nn.init.normal_(weight)
+
+    def embeddings(self, positions: Tensor) -> Tensor:
+        """(*positions.shape, E)."""
+        parts, rest = [], positions
+        for size, weight in zip(reversed(self.shape), reversed(list(self.weights)), strict=True):
+            parts.append(nn.functional.embedding(rest % size, weight))
+            rest = rest // size
+        return torch.cat(parts[::-1], dim=-1)
+
+    def forward(self, hidden: Tensor, offset: int = 0) -> Tensor:
+        """``offset`` is the position of the first row."""
+        end = offset + hidden.shape[-2]
+        if end > math.prod(self.shape):
+            raise value_error("the last position", end - 1, f"less than {math.prod(self.shape)}, the grid {self.shape}")
+        positions = torch.arange(offset, end, device=hidden.device)
+        return hidden + self.embeddings(positions).to(hidden.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, {self.dims}"
