@@ -124,7 +124,7 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 def test_every_declaration_is_accurate_and_can_be_timed(op: str, mode: str) -> None:
     operation = OPERATIONS[op]
     for dtype in (torch.float32, torch.bfloat16):
-        shape = operation.shape("1x2x2x40x40x16" if operation.rank == 6 else "4x300")
+        shape = operation.shape({2: "4x300", 5: "1x2x128x16x2", 6: "1x2x2x40x40x16"}[operation.rank])
         assert shape is not None
         case = Case(operation, shape, dtype, mode)
         assert case.cost.flops > 0 and case.cost.bytes > 0
@@ -137,10 +137,10 @@ def test_every_declaration_is_accurate_and_can_be_timed(op: str, mode: str) -> N
             results = accuracy.evaluate(case, provider.bind(inputs), inputs).results
             errors = accuracy.errors_in_u(results, oracle)
             assert errors.keys() == oracle.keys()
-            # torch sums a low-precision weight gradient in that precision, and attention written out rounds its logits
-            # to it: both beyond what a kernel of ours is allowed.
-            others = provider.name in ("torch", "naive")
-            assert others or accuracy.within_budget(errors, dtype), (provider.label, errors)
+            # Only ours are held to the budget: torch sums a low-precision weight gradient in that precision, attention
+            # written out rounds its logits to it, and peers of LSH attention mask a row alone by a constant.
+            ours = provider.name.startswith("fusewright")
+            assert not ours or accuracy.within_budget(errors, dtype), (provider.label, errors)
             timed = bind_call(case, provider, inputs)()
             assert len(timed) == len(operation.outputs if mode == "fwd" else operation.differentiable)
 

@@ -76,7 +76,7 @@ def test_shared_files_import_no_op() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_reference_imports_only_torch(op: str) -> None:
     modules = {module.split(".")[0] for module in imports_of(KERNELS / op / "reference.py")}
-    assert modules <= {"torch", "math", "collections"}
+    assert modules <= {"torch", "math", "collections", "typing"}
 
 
 @pytest.mark.parametrize("op", OPS)
