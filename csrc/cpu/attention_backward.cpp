@@ -90,7 +90,7 @@ class Backward {
   // Weights and gradients of the scores as the three products take them.
   void store_gradients(const Block& block) {
     gradients_.for_each_vector(block, [&](int64_t v, auto at) {
-      const auto store_at = [&](int64_t k) {
+      const auto store_at = [&](int64_t k) __attribute__((always_inline)) {
         const ScoreGradient gradient = at(k);
         store(weights_ + k * query_block + v, gradient.kept);
         store(ds_ + k * query_block + v, gradient.with_score);

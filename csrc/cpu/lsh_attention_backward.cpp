@@ -177,7 +177,7 @@ class LshBackward {
     const float* const factors = keys.factors(b);
     for (int64_t v = 0; v < columns; v += lanes) {
       const Float shift = load(shift_ + v), inverse_total = load(inverse_total_ + v), delta = load(delta_ + v);
-      const auto store_at = [&](int64_t k) {
+      const auto store_at = [&](int64_t k) __attribute__((always_inline)) {
         const int64_t at = k * query_block + v;
         const Float score = load(scores_ + at);
         const Int hidden = score == negative_infinity;

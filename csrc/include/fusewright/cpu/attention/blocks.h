@@ -3,6 +3,7 @@
 
 #include "fusewright/attention.h"
 #include "fusewright/cpu/attention/product.h"
+#include "fusewright/cpu/transpose.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
@@ -162,20 +163,7 @@ inline void interleave_rows(uint32_t* target, const T* first, const T* second, i
 inline void transpose_words(const uint32_t* source, int64_t source_stride, uint32_t* target, int64_t target_stride) {
   Float rows[lanes];
   for (int i = 0; i < lanes; ++i) memcpy(&rows[i], source + i * source_stride, sizeof(Float));
-  // At each step the off-diagonal quarters of the blocks of 2 * half rows and columns change places.
-  for (int half = lanes / 2; half >= 1; half /= 2) {
-    Int upper, lower;
-    for (int i = 0; i < lanes; ++i) {
-      upper[i] = (i & half) == 0 ? i : lanes + i - half;
-      lower[i] = (i & half) == 0 ? i + half : lanes + i;
-    }
-    for (int i = 0; i < lanes; ++i) {
-      if (i & half) continue;
-      const Float a = rows[i], b = rows[i + half];
-      rows[i] = __builtin_shuffle(a, b, upper);
-      rows[i + half] = __builtin_shuffle(a, b, lower);
-    }
-  }
+  transpose(rows);
   for (int i = 0; i < lanes; ++i) memcpy(target + i * target_stride, &rows[i], sizeof(Float));
 }
 
@@ -227,11 +215,23 @@ inline LeftOperand left_columns(const Rows<T>& rows, void* scratch) {
 template <class T>
 inline void pack_rows_as_lanes(float* target, const Rows<T>& rows) {
   constexpr int per_word = Multiplied<T>::Word::elements;
-  const int64_t steps = words<T>(rows.width);
+  const int64_t steps = words<T>(rows.width), whole_words = rows.width / per_word;
   memset(target, 0, padded_words<T>(rows.width) * query_block * sizeof(float));
+  // Whole squares are turned in registers; where elements are widened on the way there are none.
+  constexpr bool in_squares = in_pairs<T> || is_float<T>;
+  const int64_t square_rows = in_squares ? rows.count / lanes * lanes : 0;
+  const int64_t square_words = in_squares ? whole_words / lanes * lanes : 0;
+  for (int64_t r = 0; r < square_rows; r += lanes) {
+    for (int64_t k = 0; k < square_words; k += lanes) {
+      Float square[lanes];
+      for (int i = 0; i < lanes; ++i) memcpy(&square[i], rows.row(r + i) + k * per_word, sizeof(Float));
+      transpose(square);
+      for (int i = 0; i < lanes; ++i) store(target + (k + i) * query_block + r, square[i]);
+    }
+  }
   for (int64_t r = 0; r < rows.count; ++r) {
     const T* row = rows.row(r);
-    for (int64_t k = 0; k < rows.width / per_word; ++k) {
+    for (int64_t k = r < square_rows ? square_words : 0; k < whole_words; ++k) {
       if constexpr (in_pairs<T>) {
         memcpy(target + k * query_block + r, row + 2 * k, 4);
       } else {
@@ -264,15 +264,26 @@ inline void pack_width_as_lanes(float* target, const Rows<T>& rows) {
 template <class T>
 inline void write_lanes_as_rows(T* target, int64_t stride, int64_t count, int64_t width, const float* sums,
                                 const float* scale) {
+  const int64_t square_rows = count / lanes * lanes, square_width = width / lanes * lanes;
+  for (int64_t r = 0; r < square_rows; r += lanes) {
+    for (int64_t i = 0; i < square_width; i += lanes) {
+      Float square[lanes];
+      for (int k = 0; k < lanes; ++k) square[k] = load(sums + (i + k) * query_block + r);
+      transpose(square);
+      for (int k = 0; k < lanes; ++k) store(target + (r + k) * stride + i, square[k] * scale[r + k]);
+    }
+  }
   float row[lanes];
   for (int64_t r = 0; r < count; ++r) {
-    int64_t i = 0;
-    for (; i + lanes <= width; i += lanes) {
-      for (int k = 0; k < lanes; ++k) row[k] = sums[(i + k) * query_block + r];
-      store(target + r * stride + i, load(row) * scale[r]);
+    for (int64_t i = r < square_rows ? square_width : 0; i < width; i += lanes) {
+      const int64_t left = width - i < lanes ? width - i : lanes;
+      for (int64_t k = 0; k < left; ++k) row[k] = sums[(i + k) * query_block + r];
+      if (left == lanes) {
+        store(target + r * stride + i, load(row) * scale[r]);
+      } else {
+        store_partial(target + r * stride + i, load(row) * scale[r], left);
+      }
     }
-    for (int k = 0; k < width - i; ++k) row[k] = sums[(i + k) * query_block + r];
-    if (i < width) store_partial(target + r * stride + i, load(row) * scale[r], width - i);
   }
 }
 

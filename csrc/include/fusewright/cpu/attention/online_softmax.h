@@ -50,7 +50,7 @@ inline void weigh(const Block& block, const float* scores, Exponent exponent, bo
   for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
     const Float shift = exponent.shift(load(state.maximum + v));
     Float sum{};
-    const auto weight = [&](int64_t k) {
+    const auto weight = [&](int64_t k) __attribute__((always_inline)) {
       const Float score = load(scores + k * query_block + v);
       Float w = exp2_clamped<precise>(score * exponent.unit - shift);
       if (masked) w = select(score == negative_infinity, Float{}, w);
