@@ -38,12 +38,15 @@ class Backward {
     ds_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
     ds_lanes_ = in_pairs<T> ? arena.floats(block / 2) : reinterpret_cast<float*>(ds_);
     key_columns_ = arena.bytes(left_scratch_bytes<T>(params.width));
+    query_slopes_ = arena.floats(additive_scores() ? query_block * key_stride_ : 0);
   }
 
   void run() {
     [[maybe_unused]] const TileSession tiles;
     if (wants_keys()) memset(task_.key_sums, 0, sequence_.key_count * key_stride_ * sizeof(float));
     if (wants_values()) memset(task_.value_sums, 0, sequence_.key_count * value_stride_ * sizeof(float));
+    if (additive_scores())
+      memset(task_.weight_sums, 0, params_.heads / params_.key_heads * key_stride_ * sizeof(float));
     const int64_t group = params_.heads / params_.key_heads;
     const int64_t blocks = (sequence_.query_count + query_block - 1) / query_block;
     for (int64_t head = task_.key_head * group; head < (task_.key_head + 1) * group; ++head) {
@@ -55,6 +58,7 @@ class Backward {
   bool wants_queries() const { return params_.grad_query.data != nullptr; }
   bool wants_keys() const { return task_.key_sums != nullptr; }
   bool wants_values() const { return task_.value_sums != nullptr; }
+  bool additive_scores() const { return params_.score_weight != nullptr; }
 
   void visit_queries(int64_t head, int64_t query) {
     const int64_t rest = sequence_.query_count - query;
@@ -65,6 +69,7 @@ class Backward {
     pack_width_as_lanes(grad_rows_, grads);
     queries_finite_ = all_finite(queries);
     grads_finite_ = all_finite(grads);
+    if (additive_scores()) memset(query_slopes_, 0, query_block * key_stride_ * sizeof(float));
     if (wants_queries()) memset(grad_query_, 0, padded_rows<T>(params_.width) * query_block * sizeof(float));
 
     const KeyRange range = keys_in_window(params_, query, block.queries, sequence_.key_count, sequence_.shift);
@@ -75,10 +80,16 @@ class Backward {
       if (!gradients_.form_scores(block)) continue;
       store_gradients(block);
       if (wants_values()) add_to_values(block, grads);
+      if (additive_scores()) {
+        add_to_tanh_terms(block);
+        continue;
+      }
       if (wants_keys()) add_to_keys(block, queries);
       if (wants_queries()) add_to_queries(block);
     }
-    if (wants_queries()) {
+    if (wants_queries() && additive_scores()) {
+      write_query_slopes(block);
+    } else if (wants_queries()) {
       float scale[query_block];
       for (float& lane : scale) lane = params_.scale;
       const HeadsView& view = params_.grad_query;
@@ -109,6 +120,30 @@ class Backward {
         for (int64_t k = 0; k < block.keys; ++k) store_at(k);
       }
     });
+  }
+
+  void add_to_tanh_terms(const Block& block) {
+    const int64_t group_head = block.head - task_.key_head * (params_.heads / params_.key_heads);
+    const TanhGradients sums{query_slopes_, task_.key_sums + block.key * key_stride_,
+                             task_.weight_sums + group_head * key_stride_};
+    add_tanh_gradients(gradients_.query_terms(), block.queries, gradients_.key_terms(), block.keys, ds_,
+                       gradients_.score_weight(block), params_.width, sums);
+  }
+
+  void write_query_slopes(const Block& block) {
+    const float* const weight = gradients_.score_weight(block);
+    const HeadsView& view = params_.grad_query;
+    T* target = static_cast<T*>(view.data) + view.offset(block.batch, block.head, sequence_.query_begin + block.query);
+    for (int64_t r = 0; r < block.queries; ++r, target += view.row_stride) {
+      for (int64_t c = 0; c < params_.width; c += lanes) {
+        const Float gradient = load(query_slopes_ + r * key_stride_ + c) * load(weight + c) * (4.0f * params_.scale);
+        if (c + lanes <= params_.width) {
+          store(target + c, gradient);
+        } else {
+          store_partial(target + c, gradient, params_.width - c);
+        }
+      }
+    }
   }
 
   static LeftOperand by_keys(const Stored* data) {
@@ -154,6 +189,7 @@ class Backward {
   float* grad_query_;               // D by lanes of queries, float32 sums
   Stored *weights_, *ds_;           // keys by queries
   float* ds_lanes_;                 // words of keys by lanes of queries
+  float* query_slopes_;             // queries by padded D, of additive scores
   void* key_columns_;
   bool queries_finite_ = true, grads_finite_ = true;
 };

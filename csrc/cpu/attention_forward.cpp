@@ -9,6 +9,7 @@
 #include "fusewright/cpu/attention/arena.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/online_softmax.h"
+#include "fusewright/cpu/attention/tanh_scores.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"
 
@@ -26,7 +27,10 @@ class Forward {
         key_head_(task.head / (params.heads / params.key_heads)),
         exponent_(params) {
     constexpr int64_t block = query_block * key_block;
-    queries_ = arena.floats(blocks(task.count) * padded_words<T>(params.width) * query_block);
+    query_floats_ = additive_scores() ? TanhTerms::floats(params.width) : padded_words<T>(params.width) * query_block;
+    queries_ = arena.floats(blocks(task.count) * query_floats_);
+    key_terms_ =
+        TanhTerms::in(additive_scores() ? arena.floats(TanhTerms::floats(params.width)) : nullptr, params.width);
     states_ = arena.floats(blocks(task.count) * (2 + padded_rows<T>(params.value_width)) * query_block);
     scores_ = arena.floats(block);
     weights_ = in_pairs<T> ? arena.floats(block / 2) : scores_;
@@ -60,7 +64,9 @@ class Forward {
             sequence_.shift};
   }
 
-  float* packed_queries(int64_t b) const { return queries_ + b * padded_words<T>(params_.width) * query_block; }
+  bool additive_scores() const { return params_.score_weight != nullptr; }
+
+  float* packed_queries(int64_t b) const { return queries_ + b * query_floats_; }
 
   Softmax state(int64_t b) const {
     float* first = states_ + b * (2 + padded_rows<T>(params_.value_width)) * query_block;
@@ -69,8 +75,14 @@ class Forward {
 
   void begin_block(int64_t b) {
     const Block block = block_at(b, 0);
-    pack_rows_as_lanes(packed_queries(b), rows(params_.query, task_.head, sequence_.query_begin + block.query,
-                                               block.queries, params_.width));
+    const Rows<T> queries =
+        rows(params_.query, task_.head, sequence_.query_begin + block.query, block.queries, params_.width);
+    if (additive_scores()) {
+      query_terms_[b] = TanhTerms::in(packed_queries(b), params_.width);
+      query_terms_[b].read(queries);
+    } else {
+      pack_rows_as_lanes(packed_queries(b), queries);
+    }
     const Softmax fresh = state(b);
     for (int64_t r = 0; r < query_block; ++r) {
       fresh.maximum[r] = negative_infinity;
@@ -97,7 +109,11 @@ class Forward {
       if (visible.together() == Visible::none) continue;
       if (additive_ != nullptr && !read_additive_mask(params_.mask, block, additive_)) continue;
       if (!prepared) {
-        left_keys = left_rows(keys, keys_scratch_);
+        if (additive_scores()) {
+          key_terms_.read(keys);
+        } else {
+          left_keys = left_rows(keys, keys_scratch_);
+        }
         left_values = left_columns(values, values_scratch_);
         prepared = true;
       }
@@ -111,8 +127,13 @@ class Forward {
     using Word = typename Multiplied<T>::Word;
     const int64_t columns = lane_columns<T>(block.queries);
     Softmax softmax = state(b);
-    product<Word>(block.keys, columns, words<T>(params_.width), keys, {packed_queries(b), query_block},
-                  {scores_, query_block}, false);
+    if (additive_scores()) {
+      const float* weight = params_.score_weight + task_.head * whole_vectors(params_.width);
+      tanh_scores(query_terms_[b], block.queries, key_terms_, block.keys, weight, params_.width, scores_);
+    } else {
+      product<Word>(block.keys, columns, words<T>(params_.width), keys, {packed_queries(b), query_block},
+                    {scores_, query_block}, false);
+    }
     if (exponent_.of_logits) {
       add_biases(params_, block, additive_, scores_, nullptr);
     }
@@ -162,12 +183,14 @@ class Forward {
   const AttentionSequence& sequence_;
   const AttentionForwardTask& task_;
   const int64_t key_head_;
-  float* queries_;              // each block's words of D by lanes
+  int64_t query_floats_;        // of a block of queries_
+  float* queries_;              // each block's words of D by lanes, or its terms of additive scores
   float* states_;               // each block's maximum, total and output
   float *scores_, *weights_;    // keys by lanes of queries
   float *additive_, *dropout_;  // likewise, nullptr where absent
   void *keys_scratch_, *values_scratch_;
   const Exponent exponent_;
+  TanhTerms key_terms_, query_terms_[attention_queries_per_task / attention_query_block];
   bool started_[attention_queries_per_task / attention_query_block];
 };
 

@@ -1,4 +1,4 @@
-// Parameters of an attention call from its tensors. Schemas and meaning: fusewright_kernels/library.py.
+// Parameters of an attention call from its tensors. Schemas and meaning: fusewright_kernels/library/attention.py.
 #pragma once
 
 #include <cmath>
@@ -17,6 +17,7 @@ struct AttentionInputs {
   double scale = 1, softcap = 0, dropout_p = 0;
   int64_t window_left = -1, window_right = 0;
   bool bottom_right = true;
+  std::optional<Tensor> score_weight = {};  // (H, D) float32
 };
 
 inline MaskView mask_view(const std::optional<Tensor>& mask) {

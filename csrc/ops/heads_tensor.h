@@ -7,7 +7,7 @@
 namespace fusewright::ops {
 
 inline HeadsView heads_view(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.dim() == 4 && (tensor.stride(3) == 1 || tensor.size(3) <= 1),
+  STD_TORCH_CHECK(tensor.dim() == 4 && (tensor.stride(3) == 1 || tensor.size(3) <= 1 || tensor.numel() == 0),
                   "attention takes (B, H, T, D) tensors of unit last stride");
   return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }

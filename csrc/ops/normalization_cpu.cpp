@@ -1,4 +1,4 @@
-// CPU kernels of the normalisation ops, attached to the schemas of fusewright_kernels/library.py.
+// CPU kernels of the normalisation ops, attached to the schemas of fusewright_kernels/library/normalization.py.
 
 #include <torch/csrc/stable/library.h>
 

@@ -1,4 +1,4 @@
-// CUDA kernels of the normalisation ops, attached to the schemas of fusewright_kernels/library.py.
+// CUDA kernels of the normalisation ops, attached to the schemas of fusewright_kernels/library/normalization.py.
 
 #include <torch/csrc/stable/library.h>
 

@@ -312,6 +312,48 @@ def decode_attention(
     )  # fmt: skip
 
 
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float = 1.0,
+    enable_gqa: bool = False,
+    *,
+    window: int | Sequence[int] | None = None,
+    causal_alignment: str = "top_left",
+    return_lse: bool = False,
+    seed: int | Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Additive (Bahdanau) attention: ``softmax(scale * score_weight . tanh(query + key) + mask) value``.
+
+    The sums of queries and keys (B, H, T, S, D) are never held, nor are the scores. Query and key are the projected
+    ones: ``W q`` and ``U k`` of the paper.
+
+    Args:
+        query: (B, H, T, D), float32, bfloat16, float16 or float64; leading dimensions broadcast, or may be absent.
+        key: (B, H, S, D) of query's dtype; (B, HK, S, D) with ``enable_gqa``, HK dividing H.
+        value: (B, H, S, DV), likewise.
+        score_weight: (D,), or (H, D) for one per head, of any floating dtype; computed in float32.
+        attn_mask, dropout_p, is_causal, enable_gqa, window, causal_alignment, return_lse, seed: as in
+            :func:`scaled_dot_product_attention`.
+        scale: factor of the scores, finite.
+
+    Returns:
+        (B, H, T, DV), of query's dtype; with ``return_lse`` the log-sum-exp (B, H, T) beside it.
+
+    Source: Bahdanau, Cho, Bengio, "Neural machine translation by jointly learning to align and translate", 2015.
+    """
+    return _attention.additive_attention(
+        query, key, value, score_weight, attn_mask, dropout_p, is_causal, scale, enable_gqa, window, causal_alignment,
+        return_lse, seed, backend,
+    )  # fmt: skip
+
+
 def lsh_hash(
     vectors: Tensor,
     rotations: Tensor | Sequence[Tensor],

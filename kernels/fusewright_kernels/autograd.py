@@ -45,7 +45,7 @@ def batch_first(tensor: Tensor, batch_dim: int | None, batch_size: int) -> Tenso
     return tensor.movedim(batch_dim, 0)
 
 
-def only_wanted(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
+def only_wanted(gradients: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
     """Gradients with None in place of the 0-element tensors an op returns for those not asked for."""
     return [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
 

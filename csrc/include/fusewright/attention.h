@@ -1,4 +1,4 @@
-// Parameters of the exact attention kernels. Schemas and meaning: fusewright_kernels/library.py.
+// Parameters of the exact attention kernels. Schemas and meaning: fusewright_kernels/library/attention.py.
 // Letters: B batch, H query heads, HK key/value heads, T query length, S key length, D and DV head dimensions.
 #pragma once
 
@@ -41,6 +41,8 @@ struct AttentionParams {
   const float* alibi_slopes = nullptr;  // (1 or B, H)
   int64_t alibi_batch_stride = 0;
   const float* sinks = nullptr;  // (H,)
+  // (H, padded D), zero behind D: scores are sum_d weight[d] tanh(query[d] + key[d]) instead of products.
+  const float* score_weight = nullptr;
 
   float scale, softcap;
   int64_t window_left, window_right;  // -1 is no limit
@@ -70,6 +72,7 @@ struct AttentionBackwardParams : AttentionParams {
   const float* grad_lse = nullptr;             // (B, H, T) or nullptr
   HeadsView grad_query, grad_key, grad_value;  // data is nullptr for a gradient nobody wants
   float* grad_sink_rows = nullptr;             // (B, H, T): each row's part of the gradient of its head's sink
+  float* grad_score_weight = nullptr;          // (H, D)
 };
 
 // One sequence of one batch entry: rows [query_begin, query_begin + query_count) of the query tensor, likewise keys.
@@ -105,8 +108,9 @@ struct AttentionBackwardTask {
   int64_t sequence;
   int64_t key_head;
   int64_t first, step;
-  float* key_sums;    // (key_count, padded D), overwritten
-  float* value_sums;  // (key_count, padded DV), overwritten
+  float* key_sums;               // (key_count, padded D), overwritten
+  float* value_sums;             // (key_count, padded DV), overwritten
+  float* weight_sums = nullptr;  // (H / HK, padded D), overwritten; of the score weight, if that is wanted
 };
 
 // A part of an additive mask's gradient: at most one block of queries and keys, or all of them along a dimension that

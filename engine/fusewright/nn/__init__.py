@@ -1,5 +1,6 @@
 """Thin modules: the constructor, ``state_dict`` and forward of torch.nn's class of the same name, plus keywords."""
 
+from fusewright.nn.additive_attention import AdditiveAttention
 from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
 from fusewright.nn.lsh_attention import LSHSelfAttention
@@ -14,7 +15,7 @@ from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
 
 __all__ = [
-    "AddLayerNorm", "AddRMSNorm", "AxialPositionalEmbedding", "ChunkedFeedForward", "KeyValueCache",
-    "LSHSelfAttention", "LayerNorm", "LearnedPositionalEmbedding", "MultiheadAttention", "RMSNorm", "ReformerLayer",
-    "ReversibleBlock", "ReversibleSequence", "RotaryEmbedding", "SinusoidalPositionalEncoding",
+    "AddLayerNorm", "AddRMSNorm", "AdditiveAttention", "AxialPositionalEmbedding", "ChunkedFeedForward",
+    "KeyValueCache", "LSHSelfAttention", "LayerNorm", "LearnedPositionalEmbedding", "MultiheadAttention", "RMSNorm",
+    "ReformerLayer", "ReversibleBlock", "ReversibleSequence", "RotaryEmbedding", "SinusoidalPositionalEncoding",
 ]  # fmt: skip

@@ -94,3 +94,48 @@ define(
     " Tensor? sinks, float scale, float softcap, int window_left) -> (Tensor output, Tensor statistics)",
     lambda query, key_cache, value_cache, *arguments: _attention_forward_fake(query, key_cache, value_cache),
 )
+
+# additive_attention: attention whose scores are scale * sum_d score_weight[h, d] tanh(query[i, d] + key[j, d]);
+# score_weight (H, D) float32 (float64 for float64). All else is as in attention, statistics included.
+
+_ADDITIVE_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor score_weight, Tensor? mask, Tensor? seed, float scale,"
+    " float dropout_p, int window_left, int window_right, bool bottom_right"
+)
+
+define(
+    "additive_attention_forward",
+    f"({_ADDITIVE_INPUTS}) -> (Tensor output, Tensor statistics)",
+    _attention_forward_fake,
+)
+
+
+def _additive_backward_fake(
+    grad_output: Tensor,
+    grad_lse: Tensor | None,
+    output: Tensor,
+    statistics: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_weight: Tensor,
+    mask: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    need_query, need_key, need_value, need_score_weight, need_mask = arguments[-5:]
+    return (
+        in_layout_of(query, query.shape) if need_query else query.new_empty((0,)),
+        in_layout_of(key, key.shape) if need_key else query.new_empty((0,)),
+        in_layout_of(value, value.shape) if need_value else query.new_empty((0,)),
+        contiguous_like(score_weight) if need_score_weight else query.new_empty((0,)),
+        query.new_empty((0,)) if mask is None or not need_mask else contiguous_like(mask),
+    )
+
+
+define(
+    "additive_attention_backward",
+    f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor statistics, {_ADDITIVE_INPUTS}, bool need_query,"
+    " bool need_key, bool need_value, bool need_score_weight, bool need_mask)"
+    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_score_weight, Tensor grad_mask)",
+    _additive_backward_fake,
+)

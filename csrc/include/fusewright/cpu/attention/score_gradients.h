@@ -8,6 +8,7 @@
 #include "fusewright/cpu/attention/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/attention/tanh_scores.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
@@ -26,7 +27,11 @@ class ScoreGradients {
   ScoreGradients(const AttentionBackwardParams& params, const AttentionSequence& sequence, Arena& arena)
       : params_(params), sequence_(sequence), exponent_(params) {
     constexpr int64_t block = query_block * key_block;
-    query_lanes_ = arena.floats(packed_floats(params.width));
+    const bool additive_scores = params.score_weight != nullptr;
+    query_lanes_ = arena.floats(additive_scores ? 0 : packed_floats(params.width));
+    const int64_t terms = additive_scores ? TanhTerms::floats(params.width) : 0;
+    query_terms_ = TanhTerms::in(arena.floats(terms), params.width);
+    key_terms_ = TanhTerms::in(arena.floats(terms), params.width);
     grad_lanes_ = arena.floats(packed_floats(params.value_width));
     scores_ = arena.floats(block);
     grad_weights_ = arena.floats(block);
@@ -54,7 +59,11 @@ class ScoreGradients {
   // To be called before the block's queries meet any keys.
   void begin_queries(const Block& block) {
     const Rows<T> grads = grad_rows(block);
-    pack(query_lanes_, query_rows(block));
+    if (params_.score_weight != nullptr) {
+      query_terms_.read(query_rows(block));
+    } else {
+      pack(query_lanes_, query_rows(block));
+    }
     pack(grad_lanes_, grads);
     read_statistics(block, grads);
   }
@@ -65,12 +74,24 @@ class ScoreGradients {
     if (visible.together() == Visible::none) return false;
     if (additive_ != nullptr && !read_additive_mask(params_.mask, block, additive_)) return false;
     masked_ = visible.together() == Visible::some || additive_ != nullptr;
-    multiply(key_rows(block), block.queries, query_lanes_, keys_scratch_, scores_);
+    if (params_.score_weight != nullptr) {
+      key_terms_.read(key_rows(block));
+      tanh_scores(query_terms_, block.queries, key_terms_, block.keys, score_weight(block), params_.width, scores_);
+    } else {
+      multiply(key_rows(block), block.queries, query_lanes_, keys_scratch_, scores_);
+    }
     if (exponent_.of_logits) add_biases(params_, block, additive_, scores_, cap_slopes_);
     if (masked_) mask_scores(params_, block, visible, scores_);
     multiply(value_rows(block), block.queries, grad_lanes_, values_scratch_, grad_weights_);
     if (dropout_ != nullptr) dropout_factors(params_, sequence_, block, dropout_);
     return true;
+  }
+
+  // Of additive scores, behind form_scores.
+  const TanhTerms& query_terms() const { return query_terms_; }
+  const TanhTerms& key_terms() const { return key_terms_; }
+  const float* score_weight(const Block& block) const {
+    return params_.score_weight + block.head * whole_vectors(params_.width);
   }
 
   // Whether some weight of the block may be zero because its pair takes no part.
@@ -181,6 +202,7 @@ class ScoreGradients {
   float *scores_, *grad_weights_;             // keys by lanes of queries, as the rest
   float *cap_slopes_, *additive_, *dropout_;  // nullptr where absent
   void *keys_scratch_, *values_scratch_;
+  TanhTerms query_terms_, key_terms_;
   bool masked_ = false;
   float shift_[query_block], inverse_total_[query_block], delta_[query_block];
 };
