@@ -1,9 +1,15 @@
 """Every operation of the suite, by name."""
 
 from fusewright_bench.case import Operation
-from fusewright_bench.cases import attention, lsh_attention, normalization, softmax
+from fusewright_bench.cases import additive_attention, attention, lsh_attention, normalization, softmax
 
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
-    for operation in (*attention.OPERATIONS, *lsh_attention.OPERATIONS, *normalization.OPERATIONS, softmax.OPERATION)
+    for operation in (
+        *attention.OPERATIONS,
+        additive_attention.OPERATION,
+        *lsh_attention.OPERATIONS,
+        *normalization.OPERATIONS,
+        softmax.OPERATION,
+    )
 }

@@ -56,14 +56,22 @@ FUSEWRIGHT_ALWAYS_INLINE Float reciprocal(Float x) {
 #endif
 }
 
-// r = (1 - tanh(query + key)) / 2 of one vector.
+// r = (1 - tanh(query + key)) / 2 of one vector, and r (1 - r), a quarter of the derivative of the tanh.
+struct TanhParts {
+  Float half_complement, quarter_slope;
+};
+
 template <bool Moderate>
-FUSEWRIGHT_ALWAYS_INLINE Float half_complement(const TanhTerms& queries, const TanhTerms& keys, int64_t query,
-                                               int64_t key) {
+FUSEWRIGHT_ALWAYS_INLINE TanhParts tanh_parts(const TanhTerms& queries, const TanhTerms& keys, int64_t query,
+                                              int64_t key) {
   if constexpr (Moderate) {
-    return reciprocal(load(queries.exponentials + query) * load(keys.exponentials + key) + 1.0f);
+    const Float both = load(queries.exponentials + query) * load(keys.exponentials + key);
+    const Float r = reciprocal(both + 1.0f);
+    // 1 - r would cancel where r is near 1.
+    return {r, (both * r) * r};
   } else {
-    return 0.5f - 0.5f * tanh_lanes(load(queries.plain + query) + load(keys.plain + key));
+    const Float t = tanh_lanes(load(queries.plain + query) + load(keys.plain + key));
+    return {0.5f - 0.5f * t, 0.25f - (0.25f * t) * t};
   }
 }
 
@@ -82,7 +90,7 @@ inline void tanh_scores(const TanhTerms& queries, int64_t query_count, const Tan
       for (int64_t c = 0; c < stride; c += lanes) {
         const Float w = load(weight + c);
         for (int64_t k = 0; k < count; ++k) {
-          sums[k] += w * half_complement<Moderate>(queries, keys, q * stride + c, (first + k) * stride + c);
+          sums[k] += w * tanh_parts<Moderate>(queries, keys, q * stride + c, (first + k) * stride + c).half_complement;
         }
       }
       for (int64_t k = 0; k < count; ++k) scores[(first + k) * query_block + q] = all - 2.0f * sum_lanes(sums[k]);
@@ -101,7 +109,7 @@ inline void tanh_scores(const TanhTerms& queries, int64_t query_count, const Tan
   }
 }
 
-// Sums of gradients over pairs, in rows of whole vectors. The derivative of tanh is 4 (r - r^2).
+// Sums of gradients over pairs, in rows of whole vectors. The derivative of tanh is 4 r (1 - r).
 struct TanhGradients {
   float* queries;  // without its factor 4 weight[d]
   float* keys;
@@ -120,10 +128,10 @@ inline void add_tanh_gradients(const TanhTerms& queries, int64_t query_count, co
       Float key_sum{}, weight_sum{};
       for (int64_t q = 0; q < query_count; ++q) {
         if (of_key[q] == 0.0f) continue;
-        const Float r = half_complement<Moderate>(queries, keys, q * stride + c, k * stride + c);
-        const Float g = broadcast(of_key[q]), slope = g * (r - r * r);
+        const TanhParts parts = tanh_parts<Moderate>(queries, keys, q * stride + c, k * stride + c);
+        const Float g = broadcast(of_key[q]), slope = g * parts.quarter_slope;
         key_sum += slope;
-        weight_sum += g * (1.0f - 2.0f * r);
+        weight_sum += g * (1.0f - 2.0f * parts.half_complement);
         float* const query_sum = sums.queries + q * stride + c;
         store(query_sum, load(query_sum) + slope);
       }
