@@ -55,9 +55,9 @@ class LSHSelfAttention(nn.Module):
         probability("dropout", dropout)
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
-        self.n_hashes = n_hashes
+        self.n_hashes, self.chunk_length = n_hashes, chunk_length
         self._options = {
-            "chunk_length": chunk_length, "n_buckets": n_buckets, "chunks_before": chunks_before,
+            "n_buckets": n_buckets, "chunks_before": chunks_before,
             "chunks_after": chunks_after, "is_causal": is_causal, "scale": scale,
             "attend_across_buckets": attend_across_buckets, "allow_duplicates": allow_duplicates,
         }  # fmt: skip
@@ -93,6 +93,7 @@ class LSHSelfAttention(nn.Module):
             query_key,
             value,
             n_hashes=self.n_hashes if n_hashes is None else n_hashes,
+            chunk_length=self.chunk_length,
             key_padding_mask=key_padding_mask,
             buckets=buckets,
             seed=seed,
