@@ -13,9 +13,11 @@ from fusewright.nn.positional import (
 from fusewright.nn.reformer import ChunkedFeedForward, ReformerLayer
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
+from fusewright.nn.sparse_attention import SparseSelfAttention
 
 __all__ = [
     "AddLayerNorm", "AddRMSNorm", "AdditiveAttention", "AxialPositionalEmbedding", "ChunkedFeedForward",
     "KeyValueCache", "LSHSelfAttention", "LayerNorm", "LearnedPositionalEmbedding", "MultiheadAttention", "RMSNorm",
     "ReformerLayer", "ReversibleBlock", "ReversibleSequence", "RotaryEmbedding", "SinusoidalPositionalEncoding",
+    "SparseSelfAttention",
 ]  # fmt: skip
