@@ -31,9 +31,15 @@ float dot_product(const T* a, const T* b, int64_t count) {
   return sum_lanes(sum);
 }
 
+// A vector of a row of `width` elements, zero behind the last.
+template <class T>
+Float part_of(const T* row, int64_t column, int64_t width) {
+  return column + lanes <= width ? load(row + column) : load_partial(row + column, width - column);
+}
+
 // sums[position] (+)= rows of `source`.
 inline void add_rows_at(float* sums, int64_t stride, const int32_t* positions, int64_t count, const float* source,
-                        bool overwrite) {
+                        bool overwrite = false) {
   for (int64_t r = 0; r < count; ++r) {
     float* const target = sums + positions[r] * stride;
     const float* const row = source + r * stride;
@@ -99,11 +105,12 @@ class LshBackward {
 
   // A chunk that no later one meets: its sums go to its positions, or wait.
   void add_chunk(const KeyChunk& chunk, int64_t number) {
-    const float *keys = key_sums(number), *values = value_sums(number);
+    float *const keys = key_sums(number), *const values = value_sums(number);
+    through_norm(chunk, keys);
     if (number >= task_.first && number < task_.last) {
-      const bool first_round = task_.round == 0;
-      add_rows_at(task_.sums.key, key_stride_, chunk.positions(0), chunk.count(), keys, first_round);
-      add_rows_at(task_.sums.value, value_stride_, chunk.positions(0), chunk.count(), values, first_round);
+      // Its queries were there before: a chunk leaves after its own visit.
+      add_rows_at(task_.sums.query_key, key_stride_, chunk.positions(0), chunk.count(), keys);
+      add_rows_at(task_.sums.value, value_stride_, chunk.positions(0), chunk.count(), values, task_.round == 0);
       return;
     }
     const int64_t edge = number < task_.first ? number - (task_.first - params_.chunks_before)
@@ -111,6 +118,29 @@ class LshBackward {
     memcpy(task_.edge_keys + edge * chunk_rows_ * key_stride_, keys, chunk.count() * key_stride_ * sizeof(float));
     memcpy(task_.edge_values + edge * chunk_rows_ * value_stride_, values,
            chunk.count() * value_stride_ * sizeof(float));
+  }
+
+  // From sums of ds x_i to gradients of the keys' vectors: d(x / |x|) takes away what points along x.
+  void through_norm(const KeyChunk& chunk, float* sums) {
+    const int64_t row = params_.row(task_.batch, task_.head);
+    for (int64_t i = 0; i < chunk.count(); ++i, sums += key_stride_) {
+      const T* const x = chunk.keys(i / key_block).row(i % key_block);
+      const float inverse = params_.inverse_norm[row + chunk.positions(0)[i]];
+      Float along{};
+      for (int64_t c = 0; c < params_.width; c += lanes) {
+        along += first_columns(sums, c) * (part_of(x, c, params_.width) * inverse);
+      }
+      const float projection = sum_lanes(along), factor = params_.scale * inverse;
+      for (int64_t c = 0; c < params_.width; c += lanes) {
+        store(sums + c, (load(sums + c) - part_of(x, c, params_.width) * (inverse * projection)) * factor);
+      }
+    }
+  }
+
+  // Columns behind the last hold whatever the products left there.
+  Float first_columns(const float* row, int64_t column) const {
+    const int64_t left = params_.width - column;
+    return left >= lanes ? load(row + column) : select(first_lanes(left), load(row + column), Float{});
   }
 
   void visit(int64_t number, const KeyChunk& own, int64_t block) {
@@ -252,7 +282,7 @@ class LshBackward {
         for (int i = 0; i < lanes; ++i) rows[i] = load(grad_query_ + (column + i) * query_block + v);
         transpose(rows);
         for (int64_t i = 0; i < count; ++i) {
-          float* const sums = task_.sums.query + queries.positions[v + i] * key_stride_ + column;
+          float* const sums = task_.sums.query_key + queries.positions[v + i] * key_stride_ + column;
           store(sums, first_round ? rows[i] : load(sums) + rows[i]);
         }
       }
@@ -282,45 +312,32 @@ void finish_rows(const LshBackwardParams& params, int64_t batch, int64_t head, c
   const auto at = [&](const HeadsView& view, int64_t i) {
     return static_cast<T*>(view.data) + view.offset(batch, head, i);
   };
-  for (int64_t i = begin; i < end; ++i) {
-    const T* const x = at(params.query_key, i);
-    const float inverse = params.inverse_norm[row + i];
-    const bool alone = params.total[row + i] == 0.0f;
-    // d(x / |x|) takes away what points along x, and a row alone has the logit scale * |x|.
-    const float* const key_sum = sums.key + i * key_stride;
-    Float along{};
-    const auto part_of = [&](const T* source, int64_t c, int64_t width) {
-      return c + lanes <= width ? load(source + c) : load_partial(source + c, width - c);
-    };
-    const auto sums_of = [&](const float* source, int64_t c, int64_t width) {
-      return c + lanes <= width ? load(source + c) : select(first_lanes(width - c), load(source + c), Float{});
-    };
-    for (int64_t c = 0; c < params.width; c += lanes) {
-      along += sums_of(key_sum, c, params.width) * (part_of(x, c, params.width) * inverse);
+  const auto write = [](T* target, int64_t column, int64_t width, Float value) {
+    if (column + lanes <= width) {
+      store(target + column, value);
+    } else {
+      store_partial(target + column, value, width - column);
     }
-    const float projection = sum_lanes(along), factor = params.scale * inverse;
-    const float own = alone && params.grad_lse != nullptr ? params.grad_lse[row + i] * params.scale : 0.0f;
+  };
+  for (int64_t i = begin; i < end; ++i) {
+    const bool alone = params.total[row + i] == 0.0f;
+    // The logit of a row alone is scale * |x|.
+    const float own = alone && params.grad_lse != nullptr
+                          ? params.grad_lse[row + i] * params.scale * params.inverse_norm[row + i]
+                          : 0.0f;
+    const T* const x = at(params.query_key, i);
     T* const grad_x = at(params.grad_query_key, i);
     for (int64_t c = 0; c < params.width; c += lanes) {
-      const Float direction = part_of(x, c, params.width) * inverse;
-      const Float gradient = load(sums.query + i * key_stride + c) +
-                             (sums_of(key_sum, c, params.width) - direction * projection) * factor + direction * own;
-      if (c + lanes <= params.width) {
-        store(grad_x + c, gradient);
-      } else {
-        store_partial(grad_x + c, gradient, params.width - c);
-      }
+      Float gradient = load(sums.query_key + i * key_stride + c);
+      if (own != 0.0f) gradient += part_of(x, c, params.width) * own;
+      write(grad_x, c, params.width, gradient);
     }
     const T* const grad_output = at(params.grad_output, i);
     T* const grad_value = at(params.grad_value, i);
     for (int64_t c = 0; c < params.value_width; c += lanes) {
       Float gradient = load(sums.value + i * value_stride + c);
       if (alone) gradient += part_of(grad_output, c, params.value_width);
-      if (c + lanes <= params.value_width) {
-        store(grad_value + c, gradient);
-      } else {
-        store_partial(grad_value + c, gradient, params.value_width - c);
-      }
+      write(grad_value, c, params.value_width, gradient);
     }
   }
 }
@@ -350,8 +367,8 @@ void lsh_backward_add_edges(const LshBackwardParams& params, const LshTask& task
     const int64_t first = at % per_round * params.chunk_length;
     const int64_t left = params.length - first, count = left < params.chunk_length ? left : params.chunk_length;
     const int32_t* const positions = params.order + params.row(task.batch, task.head, at / per_round) + first;
-    add_rows_at(task.sums.key, key_stride, positions, count, task.edge_keys + edge * rows * key_stride, false);
-    add_rows_at(task.sums.value, value_stride, positions, count, task.edge_values + edge * rows * value_stride, false);
+    add_rows_at(task.sums.query_key, key_stride, positions, count, task.edge_keys + edge * rows * key_stride);
+    add_rows_at(task.sums.value, value_stride, positions, count, task.edge_values + edge * rows * value_stride);
   }
 }
 

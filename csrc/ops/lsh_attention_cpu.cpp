@@ -287,7 +287,7 @@ std::tuple<Tensor, Tensor> lsh_attention_backward(Tensor grad_output, optional<T
   const int64_t group = heads_at_a_time(params), heads = params.batch * params.heads, rows = params.length;
   const int64_t edge_rows = (chunks_before + chunks_after) * kernels.lsh_chunk_rows(params);
   const int64_t tasks_per_head = ceil_div(params.chunks_per_round(), lsh_chunks_per_task);
-  const int64_t head_floats = rows * (2 * key_stride + value_stride);
+  const int64_t head_floats = rows * (key_stride + value_stride);
   const int64_t edge_floats = edge_rows * (key_stride + value_stride);
   const int64_t floats = group * (head_floats + tasks_per_head * edge_floats);
   Tensor workspace = empty(&floats, 1, ScalarType::Float, query_key);
@@ -298,7 +298,7 @@ std::tuple<Tensor, Tensor> lsh_attention_backward(Tensor grad_output, optional<T
     const int64_t last = std::min(heads, first + group), count = last - first;
     const auto sums_of = [&](int64_t row) {
       float* const head = data + (row - first) * head_floats;
-      return LshSums{head, head + rows * key_stride, head + 2 * rows * key_stride};
+      return LshSums{head, head + rows * key_stride};
     };
     for (int64_t round = 0; round < params.rounds; ++round) {
       std::vector<LshTask> tasks = tasks_of_round(params, round, first, last);

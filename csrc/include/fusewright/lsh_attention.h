@@ -58,9 +58,8 @@ struct LshBackwardParams : LshAttentionParams {
 
 // Float32 sums of one head, rows of padded width; the first round overwrites them, the later ones add.
 struct LshSums {
-  float* query;  // (T, padded D), backward only
-  float* key;    // (T, padded D), backward only
-  float* value;  // (T, padded DV)
+  float* query_key;  // (T, padded D), backward only
+  float* value;      // (T, padded DV)
 };
 
 // Chunks [first, last) of one round of one head, counted within the round.
