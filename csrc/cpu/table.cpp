@@ -27,6 +27,9 @@ const CpuKernels table = {
     attention_backward_reduce,
     attention_mask_gradient_scratch,
     attention_mask_gradient,
+    recurrent_forward_shared,
+    recurrent_forward_scratch,
+    recurrent_forward,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -4,7 +4,9 @@ from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
 from fusewright.nn.normalization import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 from fusewright.nn.positional import RotaryEmbedding
+from fusewright.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
-    "AddLayerNorm", "AddRMSNorm", "KeyValueCache", "LayerNorm", "MultiheadAttention", "RMSNorm", "RotaryEmbedding",
+    "GRU", "LSTM", "RNN", "AddLayerNorm", "AddRMSNorm", "GRUCell", "KeyValueCache", "LSTMCell", "LayerNorm",
+    "MultiheadAttention", "RMSNorm", "RNNCell", "RotaryEmbedding",
 ]  # fmt: skip

@@ -6,6 +6,7 @@
 
 #include "fusewright/attention.h"
 #include "fusewright/normalization.h"
+#include "fusewright/recurrent.h"
 #include "fusewright/softmax.h"
 
 namespace fusewright {
@@ -59,6 +60,12 @@ struct CpuKernels {
 
   int64_t (*attention_mask_gradient_scratch)(const AttentionBackwardParams& params);
   void (*attention_mask_gradient)(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
+
+  // A member's part of a recurrent layer, for every member of a team at once. Bytes of scratch that they share, and of
+  // each member's own.
+  int64_t (*recurrent_forward_shared)(const RecurrentForwardParams& params);
+  int64_t (*recurrent_forward_scratch)(const RecurrentForwardParams& params, int64_t member, int64_t members);
+  void (*recurrent_forward)(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
 };
 
 }  // namespace fusewright

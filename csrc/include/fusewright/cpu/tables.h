@@ -3,6 +3,7 @@
 
 #include "fusewright/attention.h"
 #include "fusewright/normalization.h"
+#include "fusewright/recurrent.h"
 #include "fusewright/softmax.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
@@ -32,5 +33,8 @@ void attention_backward_reduce(const AttentionBackwardParams& params, const Atte
                                int64_t key_part_stride, int64_t value_part_stride);
 int64_t attention_mask_gradient_scratch(const AttentionBackwardParams& params);
 void attention_mask_gradient(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
+int64_t recurrent_forward_shared(const RecurrentForwardParams& params);
+int64_t recurrent_forward_scratch(const RecurrentForwardParams& params, int64_t member, int64_t members);
+void recurrent_forward(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -23,32 +23,6 @@ inline Float sum_each(Float* vectors) {
   return vectors[0];
 }
 
-// A vector of words along the width of a row, in the form that products take.
-template <class T>
-inline Float load_words(const T* row) {
-  if constexpr (in_pairs<T>) {
-    Float words;
-    memcpy(&words, row, sizeof(words));
-    return words;
-  } else {
-    return load(row);
-  }
-}
-
-template <class T>
-inline Float load_last_words(const T* row, int64_t count) {
-  if constexpr (in_pairs<T>) {
-    T buffer[2 * lanes] = {};
-    memcpy(buffer, row, count * sizeof(T));
-    return load_words(buffer);
-  } else {
-    return load_partial(row, count);
-  }
-}
-
-template <class T>
-constexpr int64_t elements_per_vector = in_pairs<T> ? 2 * lanes : lanes;
-
 // Words of a row of `width` elements in whole vectors.
 template <class T>
 inline int64_t packed_row_words(int64_t width) {

@@ -4,7 +4,7 @@
 //   ds = p (dp - delta)
 #pragma once
 
-#include "fusewright/cpu/attention/arena.h"
+#include "fusewright/cpu/arena.h"
 #include "fusewright/cpu/attention/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
