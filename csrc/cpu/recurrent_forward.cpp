@@ -1,9 +1,9 @@
 // Forward of a recurrent layer: what one member of a team does.
 //
 // Each member owns blocks of units with all their gates, and of every step computes those: products of the input and of
-// the hidden state with its share of the packed weights, then the gates, while the sums are in cache. The share stays in
-// the caches of its core from step to step. A step begins when every member has written its part of the hidden state.
-// All of it is computed alike for every row, whatever the batch and the team.
+// the hidden state with its share of the packed weights, then the gates, while the sums are in cache. The share stays
+// in the caches of its core from step to step. A step begins when every member has written its part of the hidden
+// state. All of it is computed alike for every row, whatever the batch and the team.
 
 #include "fusewright/cpu/activations.h"
 #include "fusewright/cpu/recurrent/layer.h"

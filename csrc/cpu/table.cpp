@@ -30,6 +30,10 @@ const CpuKernels table = {
     recurrent_forward_shared,
     recurrent_forward_scratch,
     recurrent_forward,
+    recurrent_gradient_stride,
+    recurrent_gradient_type,
+    recurrent_backward_scratch,
+    recurrent_backward,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

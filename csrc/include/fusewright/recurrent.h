@@ -62,8 +62,8 @@ struct RecurrentBackwardParams : RecurrentParams {
   const void *grad_output, *grad_h_n, *grad_c_n;  // (T, B, H), (B, H), (B, H), each may be nullptr
   void *grad_h0, *grad_c0;                        // (B, H)
   // Gradients of the gates before their activation, row by row, in bfloat16 where products take that, else float32:
-  // LSTM G * H columns; GRU 4 * H, the new gate as the hidden state reaches it, reset, update, the new gate as the input
-  // reaches it; plain RNN H.
+  // LSTM G * H columns; GRU 4 * H, the new gate as the hidden state reaches it, reset, update, the new gate as the
+  // input reaches it; plain RNN H.
   void* grad_gates;
   int64_t grad_gates_stride;
   float* bias_sums;  // the sum of those rows

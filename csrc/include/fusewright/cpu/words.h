@@ -111,24 +111,36 @@ inline Float load_last_words(const T* row, int64_t count) {
 template <class T>
 constexpr int64_t elements_per_vector = in_pairs<T> ? 2 * lanes : lanes;
 
+// The off-diagonal quarters of the blocks of 2 * Half rows and columns change places, down to blocks of one word. All
+// is unrolled, so that rows stay in registers and the orders are constants.
+template <int Half = lanes / 2>
+FUSEWRIGHT_ALWAYS_INLINE void transpose(Float* rows) {
+  if constexpr (Half >= 1) {
+    Int upper, lower;
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      upper[i] = (i & Half) == 0 ? i : lanes + i - Half;
+      lower[i] = (i & Half) == 0 ? i + Half : lanes + i;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if ((i & Half) == 0) {
+        const Float a = rows[i], b = rows[i + Half];
+        rows[i] = __builtin_shuffle(a, b, upper);
+        rows[i + Half] = __builtin_shuffle(a, b, lower);
+      }
+    }
+    transpose<Half / 2>(rows);
+  }
+}
+
 // Rows of words become columns: row i of the result is column i, up to 16 of either.
 inline void transpose_words(const uint32_t* source, int64_t source_stride, uint32_t* target, int64_t target_stride) {
   Float rows[lanes];
+#pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) memcpy(&rows[i], source + i * source_stride, sizeof(Float));
-  // At each step the off-diagonal quarters of the blocks of 2 * half rows and columns change places.
-  for (int half = lanes / 2; half >= 1; half /= 2) {
-    Int upper, lower;
-    for (int i = 0; i < lanes; ++i) {
-      upper[i] = (i & half) == 0 ? i : lanes + i - half;
-      lower[i] = (i & half) == 0 ? i + half : lanes + i;
-    }
-    for (int i = 0; i < lanes; ++i) {
-      if (i & half) continue;
-      const Float a = rows[i], b = rows[i + half];
-      rows[i] = __builtin_shuffle(a, b, upper);
-      rows[i + half] = __builtin_shuffle(a, b, lower);
-    }
-  }
+  transpose(rows);
+#pragma GCC unroll 16
   for (int i = 0; i < lanes; ++i) memcpy(target + i * target_stride, &rows[i], sizeof(Float));
 }
 

@@ -59,17 +59,27 @@ inline void pack_rows(float* packed, int64_t vector, int64_t elements, const T* 
   constexpr int64_t step = elements_per_vector<T>;
   const int64_t padded = padded_words<T>(elements);
   float* target = packed + vector / panel_vectors * padded * panel_columns + vector % panel_vectors * lanes;
-  for (int64_t word = 0; word < padded; word += lanes) {
+  int64_t word = 0;
+  if (rows == lanes) {
+    for (; (word / lanes + 1) * step <= elements; word += lanes) {
+      const T* source = first + word / lanes * step;
+      Float block[lanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < lanes; ++r) block[r] = load_words(source + r * row_stride);
+      transpose(block);
+#pragma GCC unroll 16
+      for (int k = 0; k < lanes; ++k) store(target + (word + k) * panel_columns, block[k]);
+    }
+  }
+  for (; word < padded; word += lanes) {
     const int64_t at = word / lanes * step, rest = elements - at;
     Float block[lanes] = {};
     for (int64_t r = 0; r < rows && rest > 0; ++r) {
       const T* row = first + r * row_stride + at;
       block[r] = rest >= step ? load_words(row) : load_last_words(row, rest);
     }
-    uint32_t words[lanes][lanes];
-    transpose_words(reinterpret_cast<const uint32_t*>(block), lanes, words[0], lanes);
-    const int64_t count = padded - word < lanes ? padded - word : lanes;
-    for (int64_t k = 0; k < count; ++k) memcpy(target + (word + k) * panel_columns, words[k], sizeof(Float));
+    transpose(block);
+    for (int64_t k = 0; k < lanes && word + k < padded; ++k) store(target + (word + k) * panel_columns, block[k]);
   }
 }
 
@@ -109,8 +119,8 @@ inline void panel_product(int64_t rows, int64_t elements, LeftOperand a, float* 
     for (int64_t k = 0; k < steps; k += panel_words) {
       const LeftOperand a_block{static_cast<const char*>(a.data) + k * 4, a.row_bytes, a.step_bytes};
       product<typename Multiplied<T>::Word>(rows, columns, steps - k < panel_words ? steps - k : panel_words, a_block,
-                                            {panel + k * panel_columns, panel_columns}, {c.data + vector * lanes, c.stride},
-                                            k > 0);
+                                            {panel + k * panel_columns, panel_columns},
+                                            {c.data + vector * lanes, c.stride}, k > 0);
     }
   }
 }
