@@ -15,8 +15,10 @@ constexpr int64_t recurrent_row_block = 48;
 constexpr int64_t panel_vectors = 4;
 constexpr int64_t panel_columns = panel_vectors * lanes;
 
-// Words that are summed before they are added to the sums before, so that rounding errors grow with their number only.
-constexpr int64_t panel_words = 256;
+// Words that are summed before they are added to the sums before, so that rounding errors do not grow with the width:
+// few for float32, whose own rounding is all there is, more for pairs of bfloat16, which are rounded far coarser.
+template <class T>
+constexpr int64_t panel_words = in_pairs<T> ? 256 : 64;
 
 // A unit is one element of the hidden state; `lanes` of them make a block. Blocks [begin, end) are a member's own.
 struct Blocks {
@@ -116,10 +118,10 @@ inline void panel_product(int64_t rows, int64_t elements, LeftOperand a, float* 
   for (int64_t vector = 0; vector < vectors; vector += panel_vectors) {
     float* panel = packed + (first + vector) / panel_vectors * padded * panel_columns;
     const int64_t rest = vectors - vector, columns = (rest < panel_vectors ? rest : panel_vectors) * lanes;
-    for (int64_t k = 0; k < steps; k += panel_words) {
+    for (int64_t k = 0; k < steps; k += panel_words<T>) {
+      const int64_t count = steps - k < panel_words<T> ? steps - k : panel_words<T>;
       const LeftOperand a_block{static_cast<const char*>(a.data) + k * 4, a.row_bytes, a.step_bytes};
-      product<typename Multiplied<T>::Word>(rows, columns, steps - k < panel_words ? steps - k : panel_words, a_block,
-                                            {panel + k * panel_columns, panel_columns},
+      product<typename Multiplied<T>::Word>(rows, columns, count, a_block, {panel + k * panel_columns, panel_columns},
                                             {c.data + vector * lanes, c.stride}, k > 0);
     }
   }
