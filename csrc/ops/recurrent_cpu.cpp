@@ -47,6 +47,18 @@ void clear(const Tensor& tensor) {
   std::memset(tensor.data_ptr(), 0, tensor.numel() * static_cast<int64_t>(tensor.element_size()));
 }
 
+// Zeros the rows of a (T, B, ...) tensor at steps that samples do not take.
+void clear_behind_ends(const RecurrentParams& params, const Tensor& tensor) {
+  if (tensor.numel() == 0 || params.rows == tensor.size(0) * params.batch) return;
+  const int64_t time = tensor.size(0), row_bytes = tensor.size(2) * static_cast<int64_t>(tensor.element_size());
+  char* const data = static_cast<char*>(tensor.data_ptr());
+  for (int64_t p = 0; p < params.batch; ++p) {
+    for (int64_t t = params.lengths[p]; t < time; ++t) {
+      std::memset(data + (t * params.batch + params.samples[p]) * row_bytes, 0, row_bytes);
+    }
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor input, Tensor h0, optional<Tensor> c0,
                                                                      Tensor weight_ih, Tensor weight_hh,
                                                                      optional<Tensor> bias_ih, optional<Tensor> bias_hh,
@@ -71,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor inpu
   Tensor gates = save_states ? empty(gate_sizes, 3, type, input) : no_elements(type, input);
   Tensor cells =
       save_states && is_lstm ? empty(output_sizes, 3, ScalarType::Float, input) : no_elements(ScalarType::Float, input);
-  if (walk.rows < time * batch) clear(output);
+  for (const Tensor& tensor : {output, gates, cells}) clear_behind_ends(params, tensor);
   params.output = output.data_ptr();
   params.h_n = h_n.data_ptr();
   params.c_n = c_n.data_ptr();
@@ -174,7 +186,7 @@ void add(const Tensor& total, const Tensor& part) {
 Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType type) {
   const Tensor factor = as_type(right, left.scalar_type());
   const int64_t rows = left.size(0);
-  constexpr int64_t most_rows = 192;
+  constexpr int64_t most_rows = 128;
   const int64_t parts =
       left.scalar_type() == ScalarType::Float ? std::max<int64_t>(1, (rows + most_rows - 1) / most_rows) : 1;
   Tensor total = no_elements(type, left);
@@ -280,8 +292,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   const int64_t gate_columns = gates_of(params.cell) * hidden;
   const Tensor of_hidden = columns(rows, 0, gate_columns);
   const Tensor of_input = columns(rows, is_gru ? hidden : 0, gate_columns);
-  Tensor grad_input = no_elements(type, input), grad_weight_ih = grad_input, grad_weight_hh = grad_input;
-  Tensor grad_bias_ih = grad_input, grad_bias_hh = grad_input;
+  Tensor grad_input = no_elements(type, input);
+  Tensor grad_weight_ih = no_elements(type, input), grad_weight_hh = no_elements(type, input);
+  Tensor grad_bias_ih = no_elements(type, input), grad_bias_hh = no_elements(type, input);
   if (need_input) {
     const Tensor product = torch::stable::matmul(of_input, as_type(inputs.weight_ih, of_input.scalar_type()));
     grad_input = input_gradient(params, inputs, as_type(product, type));

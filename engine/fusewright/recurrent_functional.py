@@ -41,7 +41,7 @@ def lstm(
         reverse: run from each sample's last step to its first.
 
     Returns:
-        output (T, B, H or P), h_n (B, H or P) and c_n (B, H), in input's dtype. Without a step h_n and c_n are h0 and c0.
+        output (T, B, H or P), h_n (B, H or P) and c_n (B, H), in input's dtype; without steps h0 and c0.
 
     Source: Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning to forget", 2000.
     """

@@ -34,7 +34,8 @@ class _Layers(nn.RNNBase):
                 raise ValueError("lengths and resets are given, expected None where input is a PackedSequence")
             return self._forward_packed(input, hx)
         if input.dim() not in (2, 3):
-            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+            what = " tensor" if self.mode.startswith("RNN") else ""  # as torch words it
+            raise ValueError(f"{self._get_name()}: Expected input to be 2D or 3D, got {input.dim()}D{what} instead")
         batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
         if not batched:
@@ -46,7 +47,8 @@ class _Layers(nn.RNNBase):
             states = tuple(hx) if self.mode == "LSTM" else (hx,)
             self._check_rank(states, batched)
             states = states if batched else tuple(state.unsqueeze(1) for state in states)
-        self.check_forward_args(input, states if self.mode == "LSTM" else states[0], None)  # type: ignore[arg-type]
+        given: Any = states if self.mode == "LSTM" else states[0]
+        self.check_forward_args(input, given, None)
         if self.batch_first:
             input = input.transpose(0, 1)
             resets = None if resets is None else resets.transpose(0, 1)
@@ -67,10 +69,11 @@ class _Layers(nn.RNNBase):
             # Sequences are packed by length; the states come in the caller's order.
             if sorted_indices is not None:
                 states = tuple(state.index_select(1, sorted_indices) for state in states)
-        self.check_forward_args(data, states if self.mode == "LSTM" else states[0], batch_sizes)  # type: ignore[arg-type]
-        padded, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, -1)  # type: ignore[attr-defined]
+        given: Any = states if self.mode == "LSTM" else states[0]
+        self.check_forward_args(data, given, batch_sizes)
+        padded, lengths = torch._VF._pad_packed_sequence(data, batch_sizes, False, 0.0, -1)
         output, states = self._run(padded, states, lengths, None)
-        output, _ = torch._VF._pack_padded_sequence(output, lengths, False)  # type: ignore[attr-defined]
+        output, _ = torch._VF._pack_padded_sequence(output, lengths, False)
         if unsorted_indices is not None:
             states = tuple(state.index_select(1, unsorted_indices) for state in states)
         result = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -115,16 +118,49 @@ class _Layers(nn.RNNBase):
             raise RuntimeError(f"For {kind} input, {names} should also be {expected}-D but got {got}")
 
 
-class LSTM(_Layers, nn.LSTM):  # type: ignore[misc]
-    """:class:`torch.nn.LSTM` on fused layers: its constructor, ``state_dict`` and forward, plus keywords of the forward."""
+# Subclasses of torch.nn.RNNBase and not of its three: torch.compile refuses those and what is derived from them.
 
 
-class GRU(_Layers, nn.GRU):  # type: ignore[misc]
-    """:class:`torch.nn.GRU` on fused layers: its constructor, ``state_dict`` and forward, plus keywords of the forward."""
+class LSTM(_Layers):
+    """:class:`torch.nn.LSTM` on fused layers: its constructor, ``state_dict`` and forward, plus keywords."""
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
 
 
-class RNN(_Layers, nn.RNN):  # type: ignore[misc]
-    """:class:`torch.nn.RNN` on fused layers: its constructor, ``state_dict`` and forward, plus keywords of the forward."""
+class GRU(_Layers):
+    """:class:`torch.nn.GRU` on fused layers: its constructor, ``state_dict`` and forward, plus keywords."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, **kwargs)
+
+
+class RNN(_Layers):
+    """:class:`torch.nn.RNN` on fused layers: its constructor, ``state_dict`` and forward, plus keywords."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_projection(kwargs)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
+
+
+def _refuse_projection(options: dict[str, Any]) -> None:
+    if "proj_size" in options:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
 def _check_cell(cell: nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...]) -> None:

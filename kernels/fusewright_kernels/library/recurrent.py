@@ -15,8 +15,8 @@ from fusewright_kernels.library.registry import contiguous_like, define
 #   lengths     int64 (B,): a sample keeps its states and has output 0 from its end on; its reverse begins at its end
 #   resets      bool (T, B): where true a sample's states are set to zero before the step
 # Steps run from T - 1 to 0 if reverse. With save_states the forward also returns what the backward reads, else empty
-# tensors: gates (T, B, S * H) of the input's dtype, S of CELL_SAVED, and the LSTM's cells (T, B, H), float32 (float64 for
-# a float64 input). Their elements at steps that a sample does not take are undefined.
+# tensors: gates (T, B, S * H) of the input's dtype, S of CELL_SAVED, and the LSTM's cells (T, B, H), float32 (float64
+# for a float64 input), both 0 at steps that a sample does not take.
 
 CELL_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 # The gates after their activation; a GRU also keeps weight_hh h + bias_hh of its new gate, a plain RNN's is its output.
@@ -52,8 +52,7 @@ def _recurrent_forward_fake(
 
 define(
     "recurrent_forward",
-    f"({_RECURRENT_INPUTS}, bool save_states)"
-    " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
+    f"({_RECURRENT_INPUTS}, bool save_states) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
     _recurrent_forward_fake,
 )
 

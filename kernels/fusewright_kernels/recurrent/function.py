@@ -126,8 +126,10 @@ class RecurrentBackward(torch.autograd.Function):
         ]  # fmt: skip
 
         def plain(*inputs: Any) -> list[Tensor]:
-            gradients = reference.recurrent_backward(*inputs, lengths, resets, *ctx.numbers)
-            return [gradient for gradient, here in zip(gradients, present, strict=True) if here]  # type: ignore[misc]
+            gradients = reference.recurrent_backward(*(*inputs, lengths, resets, *ctx.numbers))
+            return [
+                gradient for gradient, here in zip(gradients, present, strict=True) if gradient is not None and here
+            ]
 
         incoming = [gradient for gradient, here in zip(grad_gradients, present, strict=True) if here]
         second = autograd.pullback(plain, differentiable, incoming)

@@ -4,6 +4,7 @@ Computed in at least float32 throughout, and rounded once to the input's dtype. 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def recurrent(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output (T, B, H or P), h_n (B, H or P) and the LSTM's c_n (B, H)."""
     tensors = _wide(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    outputs, h_n, c_n, _ = _run(*tensors, lengths, resets, cell, reverse)
+    outputs, h_n, c_n, _ = _run(*(*tensors, lengths, resets, cell, reverse))
     output = torch.stack(outputs) if outputs else input.new_empty((0, *h0.shape))
     return output.to(input.dtype), h_n.to(input.dtype), None if c_n is None else c_n.to(input.dtype)
 
@@ -55,7 +56,7 @@ def recurrent_backward(
     differentiable = (input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     tensors = _wide(*differentiable)
     wide_h0, wide_hr = tensors[1], tensors[7]
-    steps = _run(*tensors, lengths, resets, cell, reverse)[3]
+    steps = _run(*(*tensors, lengths, resets, cell, reverse))[3]
     grads = _wide(grad_output, grad_h_n, grad_c_n)
     dh = torch.zeros_like(wide_h0) if grads[1] is None else grads[1]
     dc = None
@@ -63,15 +64,14 @@ def recurrent_backward(
         dc = torch.zeros_like(tensors[2]) if grads[2] is None else grads[2]
     zero = wide_h0.new_zeros(())
     d_input: list[Tensor] = []
-    d_ih, d_hh, d_hr = torch.zeros_like(tensors[3]), torch.zeros_like(tensors[4]), None
-    if wide_hr is not None:
-        d_hr = torch.zeros_like(wide_hr)
-    d_bias_ih, d_bias_hh = (torch.zeros_like(tensors[3][:, 0]) for _ in range(2))
+    d_ih, d_hh = torch.zeros_like(tensors[3]), torch.zeros_like(tensors[4])
+    d_hr = None if wide_hr is None else torch.zeros_like(wide_hr)
+    d_bias_ih, d_bias_hh = (tensors[3].new_zeros(tensors[3].shape[0]) for _ in range(2))
     for t, step in zip(reversed(_order(len(steps), reverse)), reversed(steps), strict=True):
         active, reset = _masks(t, lengths, resets)
         dh_out = dh if grads[0] is None else dh + grads[0][t]
         d_now = dh_out if active is None else torch.where(active, dh_out, zero)
-        if wide_hr is not None:
+        if d_hr is not None:
             d_hr = d_hr + d_now.mT @ step["unprojected"]
             d_now = d_now @ wide_hr
         dc_now = dc if active is None or dc is None else torch.where(active, dc, zero)
@@ -97,7 +97,8 @@ def recurrent_backward(
     return tuple(None if result is None else result.to(input.dtype) for result in results)
 
 
-def _wide(*tensors: Tensor | None) -> list:
+def _wide(*tensors: Tensor | None) -> Any:
+    """Each in at least float32; a list."""
     return [
         None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
     ]

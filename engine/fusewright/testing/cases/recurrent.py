@@ -85,8 +85,8 @@ class RecurrentCase:
         wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
 
         def layer(reverse: bool, lengths: Tensor | None = None, resets: Tensor | None = None, **leaves: Tensor) -> Any:
-            tensors = [leaves.get(name) for name in (*_LEAVES, "weight_hr")]
-            return reference.recurrent(*tensors, lengths, resets, self.op, reverse)  # type: ignore[arg-type]
+            tensors: Any = [leaves.get(name) for name in (*_LEAVES, "weight_hr")]
+            return reference.recurrent(*(*tensors, lengths, resets, self.op, reverse))
 
         results = self._results(wide, layer)
         return {
@@ -115,7 +115,12 @@ class RecurrentCase:
         return output.flip(0) if reverse else output, *(state.squeeze(0) for state in last)
 
     def _torch_cells(
-        self, input: Tensor, reverse: bool, lengths: Tensor | None = None, resets: Tensor | None = None, **leaves: Tensor
+        self,
+        input: Tensor,
+        reverse: bool,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        **leaves: Tensor,
     ) -> tuple[Tensor, ...]:
         cell = getattr(torch, f"{self.op}_cell")
         weights = [leaves.get(name) for name in _PARAMETERS]

@@ -18,7 +18,11 @@ constexpr int64_t panel_columns = panel_vectors * lanes;
 // Words that are summed before they are added to the sums before, so that rounding errors do not grow with the width:
 // few for float32, whose own rounding is all there is, more for pairs of bfloat16, which are rounded far coarser.
 template <class T>
-constexpr int64_t panel_words = in_pairs<T> ? 256 : 64;
+inline int64_t words_per_sum(int64_t steps) {
+  if (in_pairs<T>) return 256;
+  const int64_t half = (steps + 1) / 2;
+  return half < 32 ? 32 : half > 128 ? 128 : half;
+}
 
 // A unit is one element of the hidden state; `lanes` of them make a block. Blocks [begin, end) are a member's own.
 struct Blocks {
@@ -114,12 +118,12 @@ inline void pack_columns(float* packed, int64_t elements, int64_t first, int64_t
 template <class T>
 inline void panel_product(int64_t rows, int64_t elements, LeftOperand a, float* packed, int64_t first, int64_t vectors,
                           Lanes c) {
-  const int64_t padded = padded_words<T>(elements), steps = words<T>(elements);
+  const int64_t padded = padded_words<T>(elements), steps = words<T>(elements), run = words_per_sum<T>(steps);
   for (int64_t vector = 0; vector < vectors; vector += panel_vectors) {
     float* panel = packed + (first + vector) / panel_vectors * padded * panel_columns;
     const int64_t rest = vectors - vector, columns = (rest < panel_vectors ? rest : panel_vectors) * lanes;
-    for (int64_t k = 0; k < steps; k += panel_words<T>) {
-      const int64_t count = steps - k < panel_words<T> ? steps - k : panel_words<T>;
+    for (int64_t k = 0; k < steps; k += run) {
+      const int64_t count = steps - k < run ? steps - k : run;
       const LeftOperand a_block{static_cast<const char*>(a.data) + k * 4, a.row_bytes, a.step_bytes};
       product<typename Multiplied<T>::Word>(rows, columns, count, a_block, {panel + k * panel_columns, panel_columns},
                                             {c.data + vector * lanes, c.stride}, k > 0);
