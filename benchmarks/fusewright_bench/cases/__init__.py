@@ -1,8 +1,9 @@
 """Every operation of the suite, by name."""
 
 from fusewright_bench.case import Operation
-from fusewright_bench.cases import attention, normalization, softmax
+from fusewright_bench.cases import attention, normalization, recurrent, softmax
 
 OPERATIONS: dict[str, Operation] = {
-    operation.name: operation for operation in (*attention.OPERATIONS, *normalization.OPERATIONS, softmax.OPERATION)
+    operation.name: operation
+    for operation in (*attention.OPERATIONS, *normalization.OPERATIONS, *recurrent.OPERATIONS, softmax.OPERATION)
 }

@@ -4,7 +4,6 @@ Computed in at least float32 throughout, and rounded once to the input's dtype. 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,8 +96,8 @@ def recurrent_backward(
     return tuple(None if result is None else result.to(input.dtype) for result in results)
 
 
-def _wide(*tensors: Tensor | None) -> Any:
-    """Each in at least float32; a list."""
+def _wide(*tensors: Tensor | None) -> list:
+    """Each in at least float32."""
     return [
         None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
     ]
