@@ -78,11 +78,12 @@ class Backward {
     const bool has_next = step + 1 < params_.steps;
     if (has_next) team_->wait(member_);
     const int64_t with_next = has_next ? params_.active[step + 1] : 0;
-    for (int64_t first = 0; first < count; first += recurrent_row_block) {
-      const int64_t rest = count - first, rows = rest < recurrent_row_block ? rest : recurrent_row_block;
-      const int64_t product_rows = with_next - first < rows ? with_next - first : rows;
-      for (int64_t b = 0; b < own_.count(); b += panel_vectors) {
-        const int64_t left = own_.count() - b, blocks = left < panel_vectors ? left : panel_vectors;
+    // Blocks of units outside, so that their weights, which may come from far, serve all rows.
+    for (int64_t b = 0; b < own_.count(); b += panel_vectors) {
+      const int64_t left = own_.count() - b, blocks = left < panel_vectors ? left : panel_vectors;
+      for (int64_t first = 0; first < count; first += recurrent_row_block) {
+        const int64_t rest = count - first, rows = rest < recurrent_row_block ? rest : recurrent_row_block;
+        const int64_t product_rows = with_next - first < rows ? with_next - first : rows;
         if (product_rows > 0) {
           const LeftOperand gradients{grad_row(step + 1, first),
                                       params_.grad_gates_stride * static_cast<int64_t>(sizeof(Stored<T>)), 4};
@@ -91,8 +92,9 @@ class Backward {
         }
         float sums[panel_vectors][parts * lanes] = {};
         for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t i = 0; i < blocks; ++i)
+          for (int64_t i = 0; i < blocks; ++i) {
             visit(first + r, b + i, from_next_ + r * panel_columns + i * lanes, sums[i]);
+          }
         }
         for (int64_t i = 0; i < blocks; ++i) {
           float* total = totals_ + (b + i) * parts * lanes;

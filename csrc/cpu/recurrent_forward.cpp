@@ -171,11 +171,12 @@ class Forward {
   void take_step(int64_t step, States<T>& states) {
     const Stored<T>* hidden = states.hidden[step % 2];
     const int64_t row_bytes = states.stride * static_cast<int64_t>(sizeof(Stored<T>));
-    for (int64_t first = 0; first < params_.active[step]; first += recurrent_row_block) {
-      const int64_t rest = params_.active[step] - first;
-      const int64_t rows = rest < recurrent_row_block ? rest : recurrent_row_block;
-      for (int64_t b = 0; b < own_.count(); b += Shape::group) {
-        const int64_t left = own_.count() - b, blocks = left < Shape::group ? left : Shape::group;
+    // Blocks of units outside, so that their weights, which may come from far, serve all rows.
+    for (int64_t b = 0; b < own_.count(); b += Shape::group) {
+      const int64_t left = own_.count() - b, blocks = left < Shape::group ? left : Shape::group;
+      for (int64_t first = 0; first < params_.active[step]; first += recurrent_row_block) {
+        const int64_t rest = params_.active[step] - first;
+        const int64_t rows = rest < recurrent_row_block ? rest : recurrent_row_block;
         panel_product<T>(rows, params_.hidden, {hidden + first * states.stride, row_bytes, 4}, weight_hh_, b * gates,
                          blocks * gates, {from_hidden_, Shape::group * gates * lanes});
         for (int64_t r = 0; r < rows; ++r) {
