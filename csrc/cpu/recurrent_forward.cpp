@@ -6,7 +6,7 @@
 // state. All of it is computed alike for every row, whatever the batch and the team.
 
 #include "fusewright/cpu/activations.h"
-#include "fusewright/cpu/recurrent/layer.h"
+#include "fusewright/cpu/recurrent/dots.h"
 #include "fusewright/cpu/tables.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
@@ -43,8 +43,9 @@ class Forward {
         own_(blocks_of(params.hidden, member, members)),
         input_stride_(state_stride<T>(params.inputs)),
         columns_(own_.count() * gates * lanes) {
-    weight_ih_ = arena.floats(panel_floats<T>(own_.count() * gates, params.inputs));
-    weight_hh_ = arena.floats(panel_floats<T>(own_.count() * gates, params.hidden));
+    const int64_t packed_vectors = params.single_step() ? 0 : own_.count() * gates;
+    weight_ih_ = arena.floats(panel_floats<T>(packed_vectors, params.inputs));
+    weight_hh_ = arena.floats(panel_floats<T>(packed_vectors, params.hidden));
     biases_ = arena.floats(own_.count() * Shape::biases * lanes);
     const int64_t most_rows = whole_tiles(params.batch > input_rows ? params.batch : input_rows);
     inputs_ = static_cast<Stored<T>*>(arena.bytes(most_rows * input_stride_ * sizeof(Stored<T>)));
@@ -84,7 +85,7 @@ class Forward {
   void pack() {
     for (int64_t b = 0; b < own_.count(); ++b) {
       const int64_t block = own_.begin + b;
-      for (int64_t gate = 0; gate < gates; ++gate) {
+      for (int64_t gate = 0; gate < gates && !params_.single_step(); ++gate) {
         pack_rows(weight_ih_, b * gates + gate, params_.inputs,
                   weight_rows(params_.weight_ih, gate, block, params_.inputs), params_.inputs, units(block));
         pack_rows(weight_hh_, b * gates + gate, params_.hidden,
@@ -145,40 +146,52 @@ class Forward {
       for (int64_t p = 0; p < params_.active[step]; ++p) read_input(step, p, inputs_ + (rows + p) * input_stride_);
       rows += params_.active[step];
     }
-    const LeftOperand left{inputs_, input_stride_ * static_cast<int64_t>(sizeof(Stored<T>)), 4};
-    const int64_t vectors = own_.count() * gates;
-    for (int64_t vector = 0; vector < vectors; vector += panel_vectors) {
-      const int64_t rest = vectors - vector;
-      panel_product<T>(rows, params_.inputs, left, weight_ih_, vector, rest < panel_vectors ? rest : panel_vectors,
-                       {from_input_ + vector * lanes, columns_});
+    for (int64_t b = 0; b < own_.count(); b += Shape::group) {
+      const int64_t left = own_.count() - b, blocks = left < Shape::group ? left : Shape::group;
+      multiply(rows, params_.inputs, inputs_, input_stride_, params_.weight_ih, weight_ih_, b, blocks,
+               {from_input_ + b * gates * lanes, columns_});
     }
     return step;
+  }
+
+  // c = rows of `inputs` times the weights of the gates of blocks [b, b + blocks), which begin a panel.
+  void multiply(int64_t rows, int64_t elements, const Stored<T>* inputs, int64_t stride, const void* weight,
+                float* packed, int64_t b, int64_t blocks, Lanes c) const {
+    if (!params_.single_step()) {
+      const LeftOperand left{inputs, stride * static_cast<int64_t>(sizeof(Stored<T>)), 4};
+      return panel_product<T>(rows, elements, left, packed, b * gates, blocks * gates, c);
+    }
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t block = own_.begin + b + i;
+      for (int64_t gate = 0; gate < gates; ++gate) {
+        dot_rows<T>(rows, elements, inputs, stride, weight_rows(weight, gate, block, elements), units(block),
+                    {c.data + (i * gates + gate) * lanes, c.stride});
+      }
+    }
   }
 
   void read_input(int64_t step, int64_t position, Stored<T>* target) const {
     const T* source = static_cast<const T*>(params_.input) +
                       params_.time_of(step, position) * params_.input_time_stride +
                       params_.samples[position] * params_.input_sample_stride;
-    const int64_t words_end = padded_words<T>(params_.inputs) * Multiplied<T>::Word::elements;
     if constexpr (in_pairs<T>) {
       memcpy(target, source, params_.inputs * sizeof(T));
     } else {
       to_floats(target, source, params_.inputs);
     }
-    memset(target + params_.inputs, 0, (words_end - params_.inputs) * sizeof(Stored<T>));
+    memset(target + params_.inputs, 0, (input_stride_ - params_.inputs) * sizeof(Stored<T>));
   }
 
   void take_step(int64_t step, States<T>& states) {
     const Stored<T>* hidden = states.hidden[step % 2];
-    const int64_t row_bytes = states.stride * static_cast<int64_t>(sizeof(Stored<T>));
     // Blocks of units outside, so that their weights, which may come from far, serve all rows.
     for (int64_t b = 0; b < own_.count(); b += Shape::group) {
       const int64_t left = own_.count() - b, blocks = left < Shape::group ? left : Shape::group;
       for (int64_t first = 0; first < params_.active[step]; first += recurrent_row_block) {
         const int64_t rest = params_.active[step] - first;
         const int64_t rows = rest < recurrent_row_block ? rest : recurrent_row_block;
-        panel_product<T>(rows, params_.hidden, {hidden + first * states.stride, row_bytes, 4}, weight_hh_, b * gates,
-                         blocks * gates, {from_hidden_, Shape::group * gates * lanes});
+        multiply(rows, params_.hidden, hidden + first * states.stride, states.stride, params_.weight_hh, weight_hh_, b,
+                 blocks, {from_hidden_, Shape::group * gates * lanes});
         for (int64_t r = 0; r < rows; ++r) {
           for (int64_t i = 0; i < blocks; ++i) {
             apply_gates(step, first + r, b + i, from_hidden_ + (r * Shape::group + i) * gates * lanes, states);

@@ -90,6 +90,7 @@ inline void fill(RecurrentParams& params, const RecurrentInputs& inputs, const R
   params.cell = cell_of(inputs.cell);
   params.dtype = data_type(inputs.input.scalar_type());
   params.reverse = inputs.reverse;
+  params.time = inputs.input.size(0);
   params.steps = static_cast<int64_t>(walk.active.size());
   params.batch = inputs.input.size(1);
   params.inputs = inputs.input.size(2);

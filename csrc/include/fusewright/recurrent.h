@@ -18,6 +18,7 @@ struct RecurrentParams {
   RecurrentCell cell;
   DataType dtype;
   bool reverse;
+  int64_t time;   // T of the tensors
   int64_t steps;  // of the longest sample
   int64_t batch, inputs, hidden;
   int64_t rows;              // of all steps
@@ -33,6 +34,9 @@ struct RecurrentParams {
   const void *h0, *c0;                // (B, H)
   const void *weight_ih, *weight_hh;  // (G * H, I) and (G * H, H)
   const void *bias_ih, *bias_hh;      // (G * H,) or nullptr
+
+  // A cell's call. Not for lack of rows: how a row is computed does not depend on its batch.
+  FUSEWRIGHT_HOST_DEVICE bool single_step() const { return time == 1; }
 
   FUSEWRIGHT_HOST_DEVICE int64_t time_of(int64_t step, int64_t position) const {
     return reverse ? lengths[position] - 1 - step : step;

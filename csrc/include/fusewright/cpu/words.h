@@ -58,6 +58,17 @@ inline int64_t padded_rows(int64_t rows) {
 
 inline int64_t whole_vectors(int64_t elements) { return (elements + lanes - 1) / lanes * lanes; }
 
+// A block of rows of a tensor.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+  int64_t count;
+  int64_t width;
+
+  const T* row(int64_t index) const { return data + index * stride; }
+};
+
 inline float element(const float* source) { return *source; }
 inline float element(const BFloat16* source) {
   const uint32_t word = static_cast<uint32_t>(source->bits) << 16;

@@ -16,17 +16,6 @@ inline int64_t lane_columns(int64_t queries) {
   return in_tiles<T> ? (queries + 2 * tile_words - 1) / (2 * tile_words) * (2 * tile_words) : whole_vectors(queries);
 }
 
-// A block of rows of a tensor.
-template <class T>
-struct Rows {
-  const T* data;
-  int64_t stride;
-  int64_t count;
-  int64_t width;
-
-  const T* row(int64_t index) const { return data + index * stride; }
-};
-
 // x * 0 is 0 for a finite x only.
 template <class T>
 inline bool all_finite(const Rows<T>& rows) {

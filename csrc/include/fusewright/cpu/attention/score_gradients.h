@@ -5,7 +5,7 @@
 #pragma once
 
 #include "fusewright/cpu/arena.h"
-#include "fusewright/cpu/attention/dot.h"
+#include "fusewright/cpu/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
 
