@@ -34,6 +34,7 @@ const CpuKernels table = {
     recurrent_gradient_type,
     recurrent_backward_scratch,
     recurrent_backward,
+    transposed_product,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -173,36 +173,29 @@ Tensor as_type(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
 
-void add(const Tensor& total, const Tensor& part) {
-  float* const to = static_cast<float*>(total.data_ptr());
-  const float* const from = static_cast<const float*>(part.data_ptr());
-  parallel_rows(total.numel(), 1, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) to[i] += from[i];
-  });
-}
-
-// The sums over rows of `left` by `right`, in the type of the parameter. Float32 products sum the rows one by one; in
-// parts of so many their error is that of a layer that adds up its steps. (Measured over 340 rows: 5.4u against 2.5u.)
+// The sums over rows of `left` by `right`, in the type of the parameter. In float32 by a kernel of our own: torch's
+// adds up the rows one by one, which over 340 of them is 5.4u off where a layer that adds up its steps is 2.5u off.
 Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType type) {
-  const Tensor factor = as_type(right, left.scalar_type());
-  const int64_t rows = left.size(0);
-  constexpr int64_t most_rows = 128;
-  const int64_t parts =
-      left.scalar_type() == ScalarType::Float ? std::max<int64_t>(1, (rows + most_rows - 1) / most_rows) : 1;
-  Tensor total = no_elements(type, left);
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = rows * part / parts, count = rows * (part + 1) / parts - begin;
-    Tensor of_left = left, of_right = factor;
-    const Tensor product =
-        torch::stable::matmul(torch::stable::transpose(torch::stable::narrow(of_left, 0, begin, count), 0, 1),
-                              torch::stable::narrow(of_right, 0, begin, count));
-    if (part == 0) {
-      total = product;
-    } else {
-      add(total, product);
-    }
+  const Tensor factor = torch::stable::contiguous(as_type(right, left.scalar_type()));
+  const int64_t rows = left.size(0), width = left.size(1);
+  if (left.scalar_type() != ScalarType::Float || rows == 0) {
+    return as_type(torch::stable::matmul(torch::stable::transpose(left, 0, 1), factor), type);
   }
-  return as_type(total, type);
+  const int64_t sizes[2] = {width, factor.size(1)};
+  Tensor product = empty(sizes, 2, ScalarType::Float, left);
+  const TransposedProductParams params{rows,
+                                       static_cast<const float*>(left.data_ptr()),
+                                       left.stride(0),
+                                       static_cast<const float*>(factor.data_ptr()),
+                                       factor.size(1),
+                                       factor.size(1),
+                                       static_cast<float*>(product.data_ptr())};
+  const CpuKernels& kernels = cpu_kernels();
+  constexpr int64_t block = 48;
+  parallel_rows((width + block - 1) / block, block * rows * factor.size(1), [&](int64_t begin, int64_t end) {
+    kernels.transposed_product(params, begin * block, std::min(end * block, width));
+  });
+  return as_type(product, type);
 }
 
 // Rows in the order of the gate gradients' columns, the GRU's new gate first, in the order of the parameters.

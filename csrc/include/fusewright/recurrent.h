@@ -73,4 +73,14 @@ struct RecurrentBackwardParams : RecurrentParams {
   float* bias_sums;  // the sum of those rows
 };
 
+// target (left columns, right_width) = left^T right, all float32 with unit last stride, target contiguous.
+struct TransposedProductParams {
+  int64_t rows;
+  const float* left;
+  int64_t left_stride;
+  const float* right;
+  int64_t right_stride, right_width;
+  float* target;
+};
+
 }  // namespace fusewright

@@ -72,6 +72,8 @@ struct CpuKernels {
   DataType (*recurrent_gradient_type)(DataType dtype);
   int64_t (*recurrent_backward_scratch)(const RecurrentBackwardParams& params, int64_t member, int64_t members);
   void (*recurrent_backward)(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);
+  // Rows [begin, end) of the target, columns of the left factor. Needs rows; without any the target is zero.
+  void (*transposed_product)(const TransposedProductParams& params, int64_t begin, int64_t end);
 };
 
 }  // namespace fusewright

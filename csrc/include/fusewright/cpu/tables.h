@@ -40,5 +40,6 @@ int64_t recurrent_gradient_stride(const RecurrentBackwardParams& params);
 DataType recurrent_gradient_type(DataType dtype);
 int64_t recurrent_backward_scratch(const RecurrentBackwardParams& params, int64_t member, int64_t members);
 void recurrent_backward(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);
+void transposed_product(const TransposedProductParams& params, int64_t begin, int64_t end);
 
 }  // namespace fusewright::FUSEWRIGHT_ISA
