@@ -5,8 +5,8 @@
 // leaves, for each row, a reference r, the sum of exp(logit - r) and the weighted sum of values, and parts are joined
 // in order. Dao et al., "Flash-Decoding for long-context inference", 2023.
 
-#include "fusewright/cpu/attention/arena.h"
-#include "fusewright/cpu/attention/dot.h"
+#include "fusewright/cpu/arena.h"
+#include "fusewright/cpu/dot.h"
 #include "fusewright/cpu/attention/logits.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"

@@ -6,7 +6,7 @@
 // and sum of a row are plain vector operations without a reduction across lanes, and keys and values are read where
 // they lie. Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao, "FlashAttention-2", 2023.
 
-#include "fusewright/cpu/attention/arena.h"
+#include "fusewright/cpu/arena.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/online_softmax.h"
 #include "fusewright/cpu/attention/tanh_scores.h"

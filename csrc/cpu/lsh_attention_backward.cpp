@@ -12,7 +12,6 @@
 #include "fusewright/cpu/lsh_attention/ring.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"
-#include "fusewright/cpu/transpose.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 namespace {

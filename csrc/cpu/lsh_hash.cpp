@@ -4,7 +4,7 @@
 // at a time, for a part of the columns at a time. Andoni et al., "Practical and optimal LSH for angular distance",
 // 2015.
 
-#include "fusewright/cpu/attention/arena.h"
+#include "fusewright/cpu/arena.h"
 #include "fusewright/cpu/attention/blocks.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"

@@ -40,6 +40,14 @@ const CpuKernels table = {
     lsh_backward,
     lsh_backward_add_edges,
     lsh_backward_finish,
+    recurrent_forward_shared,
+    recurrent_forward_scratch,
+    recurrent_forward,
+    recurrent_gradient_stride,
+    recurrent_gradient_type,
+    recurrent_backward_scratch,
+    recurrent_backward,
+    transposed_product,
 };
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -11,6 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fusewright.recurrent_functional import gru as gru
+from fusewright.recurrent_functional import gru_cell as gru_cell
+from fusewright.recurrent_functional import lstm as lstm
+from fusewright.recurrent_functional import lstm_cell as lstm_cell
+from fusewright.recurrent_functional import rnn_relu as rnn_relu
+from fusewright.recurrent_functional import rnn_relu_cell as rnn_relu_cell
+from fusewright.recurrent_functional import rnn_tanh as rnn_tanh
+from fusewright.recurrent_functional import rnn_tanh_cell as rnn_tanh_cell
 from fusewright_kernels.attention import op as _attention
 from fusewright_kernels.lsh_attention import op as _lsh_attention
 from fusewright_kernels.normalization import op as _normalization

@@ -1,7 +1,7 @@
 """Every operation of the suite, by name."""
 
 from fusewright_bench.case import Operation
-from fusewright_bench.cases import additive_attention, attention, lsh_attention, normalization, softmax
+from fusewright_bench.cases import additive_attention, attention, lsh_attention, normalization, recurrent, softmax
 
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
@@ -10,6 +10,7 @@ OPERATIONS: dict[str, Operation] = {
         additive_attention.OPERATION,
         *lsh_attention.OPERATIONS,
         *normalization.OPERATIONS,
+        *recurrent.OPERATIONS,
         softmax.OPERATION,
     )
 }

@@ -10,12 +10,14 @@ from fusewright.nn.positional import (
     LearnedPositionalEmbedding,
     SinusoidalPositionalEncoding,
 )
+from fusewright.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusewright.nn.reformer import ChunkedFeedForward, ReformerLayer
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
 from fusewright.nn.sparse_attention import SparseSelfAttention
 
 __all__ = [
+    "GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell",
     "AddLayerNorm", "AddRMSNorm", "AdditiveAttention", "AxialPositionalEmbedding", "ChunkedFeedForward",
     "KeyValueCache", "LSHSelfAttention", "LayerNorm", "LearnedPositionalEmbedding", "MultiheadAttention", "RMSNorm",
     "ReformerLayer", "ReversibleBlock", "ReversibleSequence", "RotaryEmbedding", "SinusoidalPositionalEncoding",

@@ -39,8 +39,14 @@ inline Float exp_scale(Float value, ExpPower power) {
 #endif
 }
 
-// About half a unit in the last place off: the polynomial is good to 3e-9.
-inline Float exp_nonpositive(Float x) {
+// exp(x) = (1 + less_one) * 2^power
+struct ExpParts {
+  Float less_one;
+  ExpPower power;
+};
+
+// For x <= 0; the polynomial is good to 3e-9.
+inline ExpParts exp_parts(Float x) {
   constexpr float ln2_high = 0x1.62e4p-1f;  // 15 bits, so that n * ln2_high is exact and with it r
   constexpr float ln2_low = 0x1.7f7d1cp-20f;
   x = exp_argument(x);
@@ -51,11 +57,11 @@ inline Float exp_nonpositive(Float x) {
   q = q * r + 0x1.5558f2p-5f;
   q = q * r + 0x1.555492p-3f;
   q = q * r + 0x1.fffffcp-2f;
-  return exp_scale((q * (r * r) + r) + 1.0f, power);
+  return {q * (r * r) + r, power};
 }
 
 // For results of two bytes, which keep 11 bits at most: 5e-6 off, and as much again at x = -100.
-inline Float exp_nonpositive_for_two_bytes(Float x) {
+inline ExpParts exp_parts_for_two_bytes(Float x) {
   constexpr float ln2 = 0x1.62e43p-1f;
   x = exp_argument(x);
   const ExpPower power = exp_power(x);
@@ -63,7 +69,18 @@ inline Float exp_nonpositive_for_two_bytes(Float x) {
   Float q = broadcast(0x1.52258ep-5f);
   q = q * r + 0x1.571cc2p-3f;
   q = q * r + 0x1.0006b6p-1f;
-  return exp_scale((q * (r * r) + r) + 1.0f, power);
+  return {q * (r * r) + r, power};
+}
+
+// About half a unit in the last place off.
+inline Float exp_nonpositive(Float x) {
+  const ExpParts parts = exp_parts(x);
+  return exp_scale(parts.less_one + 1.0f, parts.power);
+}
+
+inline Float exp_nonpositive_for_two_bytes(Float x) {
+  const ExpParts parts = exp_parts_for_two_bytes(x);
+  return exp_scale(parts.less_one + 1.0f, parts.power);
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

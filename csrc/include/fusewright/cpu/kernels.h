@@ -7,6 +7,7 @@
 #include "fusewright/attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
+#include "fusewright/recurrent.h"
 #include "fusewright/softmax.h"
 
 namespace fusewright {
@@ -86,6 +87,19 @@ struct CpuKernels {
   void (*lsh_backward_add_edges)(const LshBackwardParams& params, const LshTask& task);
   void (*lsh_backward_finish)(const LshBackwardParams& params, int64_t batch, int64_t head, const LshSums& sums,
                               int64_t begin, int64_t end);
+  // A member's part of a recurrent layer, for every member of a team at once. Bytes of scratch that they share, and of
+  // each member's own.
+  int64_t (*recurrent_forward_shared)(const RecurrentForwardParams& params);
+  int64_t (*recurrent_forward_scratch)(const RecurrentForwardParams& params, int64_t member, int64_t members);
+  void (*recurrent_forward)(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
+  // Elements of a row of gate gradients, and their type, for tensors of `dtype`. Products read up to 15 rows behind
+  // the last one.
+  int64_t (*recurrent_gradient_stride)(const RecurrentBackwardParams& params);
+  DataType (*recurrent_gradient_type)(DataType dtype);
+  int64_t (*recurrent_backward_scratch)(const RecurrentBackwardParams& params, int64_t member, int64_t members);
+  void (*recurrent_backward)(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);
+  // Rows [begin, end) of the target, columns of the left factor. Needs rows; without any the target is zero.
+  void (*transposed_product)(const TransposedProductParams& params, int64_t begin, int64_t end);
 };
 
 }  // namespace fusewright

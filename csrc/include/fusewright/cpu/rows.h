@@ -5,9 +5,6 @@
 
 #include "fusewright/cpu/vector.h"
 
-// For the few operations of an inner loop: left to itself GCC calls them once their users are many.
-#define FUSEWRIGHT_ALWAYS_INLINE inline __attribute__((always_inline))
-
 namespace fusewright::FUSEWRIGHT_ISA {
 
 // Rows that kernels take at a time. Sixteen rows of a transposed tensor share each cache line of 32 or 64 bytes.

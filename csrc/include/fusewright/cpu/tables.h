@@ -4,6 +4,7 @@
 #include "fusewright/attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
+#include "fusewright/recurrent.h"
 #include "fusewright/softmax.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
@@ -49,5 +50,13 @@ void lsh_backward(const LshBackwardParams& params, const LshTask& task, void* sc
 void lsh_backward_add_edges(const LshBackwardParams& params, const LshTask& task);
 void lsh_backward_finish(const LshBackwardParams& params, int64_t batch, int64_t head, const LshSums& sums,
                          int64_t begin, int64_t end);
+int64_t recurrent_forward_shared(const RecurrentForwardParams& params);
+int64_t recurrent_forward_scratch(const RecurrentForwardParams& params, int64_t member, int64_t members);
+void recurrent_forward(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
+int64_t recurrent_gradient_stride(const RecurrentBackwardParams& params);
+DataType recurrent_gradient_type(DataType dtype);
+int64_t recurrent_backward_scratch(const RecurrentBackwardParams& params, int64_t member, int64_t members);
+void recurrent_backward(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);
+void transposed_product(const TransposedProductParams& params, int64_t begin, int64_t end);
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -23,6 +23,9 @@
 
 #include "fusewright/row_view.h"
 
+// For the few operations of an inner loop: left to itself GCC calls them once their users are many.
+#define FUSEWRIGHT_ALWAYS_INLINE inline __attribute__((always_inline))
+
 namespace fusewright::FUSEWRIGHT_ISA {
 
 #if defined(__AVX512F__)

@@ -7,11 +7,11 @@ devices are compared under them.
 from collections.abc import Iterable
 
 from fusewright.testing.case import Case
-from fusewright.testing.cases import attention, lsh_attention, normalization, softmax
+from fusewright.testing.cases import attention, lsh_attention, normalization, recurrent, softmax
 
 CASES_VERSION = 1
 
-_FAMILIES = (attention, lsh_attention, normalization, softmax)
+_FAMILIES = (attention, lsh_attention, normalization, recurrent, softmax)
 
 
 def ops() -> tuple[str, ...]:

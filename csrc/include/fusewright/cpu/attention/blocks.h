@@ -2,100 +2,18 @@
 #pragma once
 
 #include "fusewright/attention.h"
-#include "fusewright/cpu/attention/product.h"
-#include "fusewright/cpu/transpose.h"
+#include "fusewright/cpu/words.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
 constexpr int64_t query_block = attention_query_block;
 constexpr int64_t key_block = attention_key_block;
 
-// How elements of T are multiplied: bfloat16 in pairs where the processor can, else everything as float32.
-template <class T>
-struct Multiplied {
-  using Word = FloatWord;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct Multiplied<BFloat16> {
-  using Word = PairWord;
-};
-#endif
-
-// The elements that such words hold.
-template <class Word>
-struct StoredAs {
-  using type = float;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct StoredAs<PairWord> {
-  using type = BFloat16;
-};
-#endif
-
-template <class T>
-constexpr bool in_pairs = Multiplied<T>::Word::elements == 2;
-
-template <class T>
-constexpr bool is_float = false;
-template <>
-constexpr bool is_float<float> = true;
-
-template <class T>
-inline int64_t words(int64_t elements) {
-  return in_pairs<T> ? (elements + 1) / 2 : elements;
-}
-
-// Whether products of T run in tiles, which take whole tiles of both operands.
-template <class T>
-constexpr bool in_tiles = in_pairs<T> && has_tiles;
-
-// Words and rows with the padding that products of T need.
-template <class T>
-inline int64_t padded_words(int64_t elements) {
-  return in_tiles<T> ? whole_tiles(words<T>(elements)) : words<T>(elements);
-}
-template <class T>
-inline int64_t padded_rows(int64_t rows) {
-  return in_tiles<T> ? whole_tiles(rows) : rows;
-}
-
-inline int64_t whole_vectors(int64_t elements) { return (elements + lanes - 1) / lanes * lanes; }
-
 // Lanes that a block of queries takes. In tiles two vectors at a time, so that as words of a left operand they fill a
 // tile.
 template <class T>
 inline int64_t lane_columns(int64_t queries) {
   return in_tiles<T> ? (queries + 2 * tile_words - 1) / (2 * tile_words) * (2 * tile_words) : whole_vectors(queries);
-}
-
-// A block of rows of a tensor.
-template <class T>
-struct Rows {
-  const T* data;
-  int64_t stride;
-  int64_t count;
-  int64_t width;
-
-  const T* row(int64_t index) const { return data + index * stride; }
-};
-
-inline float element(const float* source) { return *source; }
-inline float element(const BFloat16* source) {
-  const uint32_t word = static_cast<uint32_t>(source->bits) << 16;
-  return bit_cast<float>(word);
-}
-inline float element(const Float16* source) { return load_partial(source, 1)[0]; }
-
-inline void to_floats(float* target, const float* source, int64_t count) {
-  memcpy(target, source, count * sizeof(float));
-}
-template <class T>
-inline void to_floats(float* target, const T* source, int64_t count) {
-  int64_t i = 0;
-  for (; i + lanes <= count; i += lanes) store(target + i, load(source + i));
-  if (i < count) store_partial(target + i, load_partial(source + i, count - i), count - i);
 }
 
 // x * 0 is 0 for a finite x only.
@@ -148,25 +66,7 @@ inline LeftOperand left_rows(const Rows<T>& rows, void* scratch) {
   }
 }
 
-// Two rows of 16-bit elements as words: element i of `first` below that of `second`, which may be absent.
-template <class T>
-inline void interleave_rows(uint32_t* target, const T* first, const T* second, int64_t width) {
-  if (second == nullptr) {
-    for (int64_t i = 0; i < width; ++i) target[i] = first[i].bits;
-  } else {
-    for (int64_t i = 0; i < width; ++i) target[i] = first[i].bits | static_cast<uint32_t>(second[i].bits) << 16;
-  }
-}
-
 #if FUSEWRIGHT_HAS_TILES
-// Rows of words become columns: row i of the result is column i, up to 16 of either.
-inline void transpose_words(const uint32_t* source, int64_t source_stride, uint32_t* target, int64_t target_stride) {
-  Float rows[lanes];
-  for (int i = 0; i < lanes; ++i) memcpy(&rows[i], source + i * source_stride, sizeof(Float));
-  transpose(rows);
-  for (int i = 0; i < lanes; ++i) memcpy(target + i * target_stride, &rows[i], sizeof(Float));
-}
-
 // Column i of the block as row i of words, each a pair of rows, in whole tiles and zero behind the last.
 template <class T>
 inline LeftOperand left_columns_in_tiles(const Rows<T>& rows, void* scratch) {

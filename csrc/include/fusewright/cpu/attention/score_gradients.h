@@ -4,8 +4,8 @@
 //   ds = p (dp - delta)
 #pragma once
 
-#include "fusewright/cpu/attention/arena.h"
-#include "fusewright/cpu/attention/dot.h"
+#include "fusewright/cpu/arena.h"
+#include "fusewright/cpu/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
 #include "fusewright/cpu/attention/tanh_scores.h"

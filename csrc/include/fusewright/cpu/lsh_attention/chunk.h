@@ -1,7 +1,7 @@
 // One chunk of sorted positions as the keys of LSH attention, gathered once for all chunks that meet it.
 #pragma once
 
-#include "fusewright/cpu/attention/arena.h"
+#include "fusewright/cpu/arena.h"
 #include "fusewright/cpu/attention/blocks.h"
 #include "fusewright/lsh_attention.h"
 

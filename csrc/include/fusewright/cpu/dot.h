@@ -1,53 +1,33 @@
-// Dot products of one row with many, for queries too few to fill the lanes of a vector: lanes run along the width.
+// Dot products of rows, for one or few that would not fill the lanes of a vector: lanes run along the width.
 #pragma once
 
-#include "fusewright/cpu/attention/blocks.h"
+#include "fusewright/cpu/words.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
-// Lane i of the result is the sum of the lanes of vectors[i]: at each step two vectors fold into the halves of one.
-inline Float sum_each(Float* vectors) {
-  for (int half = lanes / 2; half >= 1; half /= 2) {
+// Lane i of the result is the sum of the lanes of vectors[i]: at each step two vectors fold into the halves of one. The
+// lanes of every vector are added in the same order. All is unrolled, so that the orders are constants.
+template <int Half = lanes / 2>
+FUSEWRIGHT_ALWAYS_INLINE Float sum_each(Float* vectors) {
+  if constexpr (Half == 0) {
+    return vectors[0];
+  } else {
     Int low, high;
+#pragma GCC unroll 16
     for (int i = 0; i < lanes; ++i) {
-      const int within = i % (2 * half), block = i - within;
-      const int from = within < half ? block + within : lanes + block + within - half;
+      const int within = i % (2 * Half), block = i - within;
+      const int from = within < Half ? block + within : lanes + block + within - Half;
       low[i] = from;
-      high[i] = from + half;
+      high[i] = from + Half;
     }
-    for (int i = 0; i < half; ++i) {
-      const Float a = vectors[i], b = vectors[i + half];
+#pragma GCC unroll 8
+    for (int i = 0; i < Half; ++i) {
+      const Float a = vectors[i], b = vectors[i + Half];
       vectors[i] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
     }
-  }
-  return vectors[0];
-}
-
-// A vector of words along the width of a row, in the form that products take.
-template <class T>
-inline Float load_words(const T* row) {
-  if constexpr (in_pairs<T>) {
-    Float words;
-    memcpy(&words, row, sizeof(words));
-    return words;
-  } else {
-    return load(row);
+    return sum_each<Half / 2>(vectors);
   }
 }
-
-template <class T>
-inline Float load_last_words(const T* row, int64_t count) {
-  if constexpr (in_pairs<T>) {
-    T buffer[2 * lanes] = {};
-    memcpy(buffer, row, count * sizeof(T));
-    return load_words(buffer);
-  } else {
-    return load_partial(row, count);
-  }
-}
-
-template <class T>
-constexpr int64_t elements_per_vector = in_pairs<T> ? 2 * lanes : lanes;
 
 // Words of a row of `width` elements in whole vectors.
 template <class T>

@@ -1,4 +1,4 @@
-// Scratch memory of one task of attention.
+// Scratch memory of one task.
 #pragma once
 
 #include "fusewright/cpu/vector.h"

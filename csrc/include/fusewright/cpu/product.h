@@ -1,11 +1,11 @@
-// Small matrix products between blocks in cache, the inner loops of attention.
+// Small matrix products between blocks in cache, the inner loops of attention and of recurrent layers.
 //
 // C[r][n] (+)= sum_k A[r][k] B[k][n] with C float32. A word is what one step of the sum takes: a float32, or a pair of
 // bfloat16 where the processor multiplies those. Lanes run along n, and A's words are broadcast, so A is read where it
 // lies, by any two strides: keys and values of a tensor need no packing and no padding of their width.
 #pragma once
 
-#include "fusewright/cpu/attention/tiles.h"
+#include "fusewright/cpu/tiles.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 

@@ -1,0 +1,86 @@
+// Parameters of the recurrent kernels. Schemas and meaning: fusewright_kernels/library/recurrent.py.
+// Letters: T steps, B batch, I input width, H hidden width, G gates.
+#pragma once
+
+#include <cstdint>
+
+#include "fusewright/row_view.h"
+#include "fusewright/team.h"
+
+namespace fusewright {
+
+enum class RecurrentCell { lstm, gru, rnn_tanh, rnn_relu };
+
+// What forward and backward share. Kernels walk steps 0, 1, ... of every sample, its last time first if reversed, and
+// take samples by position: the longest first, so that those which take a step are the first ones. A row is one step of
+// one position; rows of the steps lie one behind the other.
+struct RecurrentParams {
+  RecurrentCell cell;
+  DataType dtype;
+  bool reverse;
+  int64_t time;   // T of the tensors
+  int64_t steps;  // of the longest sample
+  int64_t batch, inputs, hidden;
+  int64_t rows;              // of all steps
+  const int64_t* samples;    // (B,): the sample at a position
+  const int64_t* lengths;    // (B,): the steps of the sample at a position
+  const int64_t* active;     // (steps,): positions that take a step
+  const int64_t* first_row;  // (steps,)
+  const bool* resets;        // (T, B) or nullptr
+
+  const void* input;  // (T, B, I), unit last stride
+  int64_t input_time_stride, input_sample_stride;
+  // Contiguous, as everything below.
+  const void *h0, *c0;                // (B, H)
+  const void *weight_ih, *weight_hh;  // (G * H, I) and (G * H, H)
+  const void *bias_ih, *bias_hh;      // (G * H,) or nullptr
+
+  // A cell's call. Not for lack of rows: how a row is computed does not depend on its batch.
+  FUSEWRIGHT_HOST_DEVICE bool single_step() const { return time == 1; }
+
+  FUSEWRIGHT_HOST_DEVICE int64_t time_of(int64_t step, int64_t position) const {
+    return reverse ? lengths[position] - 1 - step : step;
+  }
+  // Whether the position starts the step from states of zero. The step must be one of its own.
+  FUSEWRIGHT_HOST_DEVICE bool reset_before(int64_t step, int64_t position) const {
+    return resets != nullptr && resets[time_of(step, position) * batch + samples[position]];
+  }
+  // Row of (T, B) tensors that a step of a position reads or writes.
+  FUSEWRIGHT_HOST_DEVICE int64_t tensor_row(int64_t step, int64_t position) const {
+    return time_of(step, position) * batch + samples[position];
+  }
+};
+
+struct RecurrentForwardParams : RecurrentParams {
+  void* output;     // (T, B, H)
+  void *h_n, *c_n;  // (B, H)
+  void* gates;      // (T, B, S * H) or nullptr
+  float* cells;     // (T, B, H) or nullptr
+  void* shared;     // scratch of all members, of recurrent_forward_shared bytes
+};
+
+struct RecurrentBackwardParams : RecurrentParams {
+  const void* output;
+  const void* gates;
+  const float* cells;
+  const void *grad_output, *grad_h_n, *grad_c_n;  // (T, B, H), (B, H), (B, H), each may be nullptr
+  void *grad_h0, *grad_c0;                        // (B, H)
+  // Gradients of the gates before their activation, row by row, in bfloat16 where products take that, else float32:
+  // LSTM G * H columns; GRU 4 * H, the new gate as the hidden state reaches it, reset, update, the new gate as the
+  // input reaches it; plain RNN H.
+  void* grad_gates;
+  int64_t grad_gates_stride;
+  float* bias_sums;  // the sum of those rows
+};
+
+// target (left columns, right_width) = left^T right, all float32 with unit last stride, target contiguous.
+struct TransposedProductParams {
+  int64_t rows;
+  const float* left;
+  int64_t left_stride;
+  const float* right;
+  int64_t right_stride, right_width;
+  float* target;
+};
+
+}  // namespace fusewright

@@ -1,0 +1,315 @@
+// CPU kernels of the recurrent ops, attached to the schemas of fusewright_kernels/library/recurrent.py.
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "parallel.h"
+#include "recurrent_params.h"
+#include "worker.h"
+
+namespace fusewright::ops {
+namespace {
+
+using std::optional;
+
+// A step of less work than this for every member takes less time than waiting for the others.
+constexpr double multiply_adds_per_member = 3e4;
+
+// Threads that a layer of `multiply_adds` for one step keeps busy.
+int64_t wanted_members(const RecurrentParams& params, double multiply_adds) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t by_work = static_cast<int64_t>(multiply_adds / multiply_adds_per_member);
+  // Fewer units than this for a member leave most lanes empty.
+  const int64_t by_units = params.hidden / 16;
+  return std::max<int64_t>(1, std::min({threads, by_work, by_units, Team::most_members}));
+}
+
+// Calls body(team, member) on up to `members` threads at once.
+template <class Body>
+void run_team(int64_t members, const Body& body) {
+  Team team(members);
+  const auto take_part = [&](int64_t, int64_t) {
+    const int64_t member = team.join();
+    if (member >= 0) body(team, member);
+  };
+  if (members == 1) return take_part(0, 1);
+  torch::stable::parallel_for(0, members, 1, take_part);
+}
+
+// Memory of a whole team. Scratch of one thread, which its calls share, is each member's own.
+Tensor shared_scratch(int64_t bytes, const Tensor& like) {
+  const int64_t floats = (bytes + 3) / 4;
+  return empty(&floats, 1, ScalarType::Float, like);
+}
+
+void clear(const Tensor& tensor) {
+  std::memset(tensor.data_ptr(), 0, tensor.numel() * static_cast<int64_t>(tensor.element_size()));
+}
+
+// Zeros the rows of a (T, B, ...) tensor at steps that samples do not take.
+void clear_behind_ends(const RecurrentParams& params, const Tensor& tensor) {
+  if (tensor.numel() == 0 || params.rows == tensor.size(0) * params.batch) return;
+  const int64_t time = tensor.size(0), row_bytes = tensor.size(2) * static_cast<int64_t>(tensor.element_size());
+  char* const data = static_cast<char*>(tensor.data_ptr());
+  for (int64_t p = 0; p < params.batch; ++p) {
+    for (int64_t t = params.lengths[p]; t < time; ++t) {
+      std::memset(data + (t * params.batch + params.samples[p]) * row_bytes, 0, row_bytes);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor input, Tensor h0, optional<Tensor> c0,
+                                                                     Tensor weight_ih, Tensor weight_hh,
+                                                                     optional<Tensor> bias_ih, optional<Tensor> bias_hh,
+                                                                     optional<Tensor> weight_hr,
+                                                                     optional<Tensor> lengths, optional<Tensor> resets,
+                                                                     std::string cell, bool reverse, bool save_states) {
+  RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
+                         bias_hh, weight_hr, lengths, resets,    cell,      reverse};
+  STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
+  inputs.make_contiguous();
+  const RecurrentWalk walk(inputs, reverse);
+  RecurrentForwardParams params;
+  fill(params, inputs, walk);
+  const int64_t time = input.size(0), batch = params.batch, hidden = params.hidden;
+  const ScalarType type = input.scalar_type();
+  const bool is_lstm = params.cell == RecurrentCell::lstm;
+  const int64_t output_sizes[3] = {time, batch, hidden}, state_sizes[2] = {batch, hidden};
+  const int64_t gate_sizes[3] = {time, batch, saved_gates_of(params.cell) * hidden};
+  Tensor output = empty(output_sizes, 3, type, input);
+  Tensor h_n = empty(state_sizes, 2, type, input);
+  Tensor c_n = is_lstm ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor gates = save_states ? empty(gate_sizes, 3, type, input) : no_elements(type, input);
+  Tensor cells =
+      save_states && is_lstm ? empty(output_sizes, 3, ScalarType::Float, input) : no_elements(ScalarType::Float, input);
+  for (const Tensor& tensor : {output, gates, cells}) clear_behind_ends(params, tensor);
+  params.output = output.data_ptr();
+  params.h_n = h_n.data_ptr();
+  params.c_n = c_n.data_ptr();
+  params.gates = gates.numel() > 0 ? gates.data_ptr() : nullptr;
+  params.cells = cells.numel() > 0 ? static_cast<float*>(cells.data_ptr()) : nullptr;
+  if (batch == 0) return {output, h_n, c_n, gates, cells};
+  const CpuKernels& kernels = cpu_kernels();
+  const Tensor shared = shared_scratch(kernels.recurrent_forward_shared(params), input);
+  params.shared = shared.data_ptr();
+  const double multiply_adds =
+      static_cast<double>(batch) * static_cast<double>(gates_of(params.cell) * hidden * (hidden + params.inputs));
+  run_team(wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
+    const Scratch own(kernels.recurrent_forward_scratch(params, member, team.size()));
+    kernels.recurrent_forward(params, team, member, own.data());
+  });
+  return {output, h_n, c_n, gates, cells};
+}
+
+// Rows of one step of each sample, in the order of the walk, from (T, B, width) rows or from (B, width) ones.
+class RowGather {
+ public:
+  RowGather(const RecurrentParams& params, int64_t width, const Tensor& like)
+      : params_(params), row_bytes_(width * static_cast<int64_t>(like.element_size())) {
+    const int64_t sizes[2] = {params.rows, width};
+    gathered = empty(sizes, 2, like.scalar_type(), like);
+  }
+
+  // source(step, position) is the row to take, or nullptr for zeros.
+  template <class Source>
+  void run(const Source& source) {
+    char* const target = static_cast<char*>(gathered.data_ptr());
+    parallel_rows(params_.steps, params_.batch * row_bytes_, [&](int64_t begin, int64_t end) {
+      for (int64_t step = begin; step < end; ++step) {
+        for (int64_t p = 0; p < params_.active[step]; ++p) {
+          char* row = target + (params_.first_row[step] + p) * row_bytes_;
+          if (const void* from = source(step, p)) {
+            std::memcpy(row, from, row_bytes_);
+          } else {
+            std::memset(row, 0, row_bytes_);
+          }
+        }
+      }
+    });
+  }
+
+  Tensor gathered;
+
+ private:
+  const RecurrentParams& params_;
+  int64_t row_bytes_;
+};
+
+const void* row_of(const void* data, int64_t row, int64_t row_bytes) {
+  return static_cast<const char*>(data) + row * row_bytes;
+}
+
+// The hidden state that each row's step began with.
+Tensor hidden_before(const RecurrentParams& params, const Tensor& output) {
+  const int64_t row_bytes = params.hidden * static_cast<int64_t>(output.element_size());
+  RowGather rows(params, params.hidden, output);
+  rows.run([&](int64_t step, int64_t p) -> const void* {
+    if (params.reset_before(step, p)) return nullptr;
+    if (step == 0) return row_of(params.h0, params.samples[p], row_bytes);
+    return row_of(output.data_ptr(), params.tensor_row(step - 1, p), row_bytes);
+  });
+  return rows.gathered;
+}
+
+// The input of each row.
+Tensor input_rows(const RecurrentParams& params, const RecurrentInputs& inputs) {
+  if (!inputs.lengths.has_value()) {
+    return torch::stable::reshape(inputs.input, {params.rows, params.inputs});
+  }
+  const int64_t element = static_cast<int64_t>(inputs.input.element_size());
+  RowGather rows(params, params.inputs, inputs.input);
+  rows.run([&](int64_t step, int64_t p) {
+    const int64_t at =
+        params.time_of(step, p) * params.input_time_stride + params.samples[p] * params.input_sample_stride;
+    return row_of(params.input, at, element);
+  });
+  return rows.gathered;
+}
+
+Tensor columns(Tensor tensor, int64_t first, int64_t count) { return torch::stable::narrow(tensor, 1, first, count); }
+
+Tensor as_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+// The sums over rows of `left` by `right`, in the type of the parameter. In float32 by a kernel of our own: torch's
+// adds up the rows one by one, which over 340 of them is 5.4u off where a layer that adds up its steps is 2.5u off.
+Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType type) {
+  const Tensor factor = torch::stable::contiguous(as_type(right, left.scalar_type()));
+  const int64_t rows = left.size(0), width = left.size(1);
+  if (left.scalar_type() != ScalarType::Float || rows == 0) {
+    return as_type(torch::stable::matmul(torch::stable::transpose(left, 0, 1), factor), type);
+  }
+  const int64_t sizes[2] = {width, factor.size(1)};
+  Tensor product = empty(sizes, 2, ScalarType::Float, left);
+  const TransposedProductParams params{rows,
+                                       static_cast<const float*>(left.data_ptr()),
+                                       left.stride(0),
+                                       static_cast<const float*>(factor.data_ptr()),
+                                       factor.size(1),
+                                       factor.size(1),
+                                       static_cast<float*>(product.data_ptr())};
+  const CpuKernels& kernels = cpu_kernels();
+  constexpr int64_t block = 48;
+  parallel_rows((width + block - 1) / block, block * rows * factor.size(1), [&](int64_t begin, int64_t end) {
+    kernels.transposed_product(params, begin * block, std::min(end * block, width));
+  });
+  return as_type(product, type);
+}
+
+// Rows in the order of the gate gradients' columns, the GRU's new gate first, in the order of the parameters.
+Tensor in_gate_order(const RecurrentParams& params, Tensor gradient) {
+  if (params.cell != RecurrentCell::gru) return gradient;
+  const int64_t hidden = params.hidden;
+  Tensor ordered = torch::stable::empty_like(gradient);
+  Tensor last = torch::stable::narrow(ordered, 0, 2 * hidden, hidden);
+  Tensor first = torch::stable::narrow(ordered, 0, 0, 2 * hidden);
+  torch::stable::copy_(last, torch::stable::narrow(gradient, 0, 0, hidden));
+  torch::stable::copy_(first, torch::stable::narrow(gradient, 0, hidden, 2 * hidden));
+  return ordered;
+}
+
+// The gradient of the input from that of its rows.
+Tensor input_gradient(const RecurrentParams& params, const RecurrentInputs& inputs, const Tensor& rows) {
+  const int64_t time = inputs.input.size(0);
+  if (!inputs.lengths.has_value()) return torch::stable::reshape(rows, {time, params.batch, params.inputs});
+  const int64_t sizes[3] = {time, params.batch, params.inputs};
+  Tensor gradient = empty(sizes, 3, rows.scalar_type(), rows);
+  clear(gradient);
+  const int64_t row_bytes = params.inputs * static_cast<int64_t>(rows.element_size());
+  parallel_rows(params.steps, params.batch * row_bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t step = begin; step < end; ++step) {
+      for (int64_t p = 0; p < params.active[step]; ++p) {
+        std::memcpy(static_cast<char*>(gradient.data_ptr()) + params.tensor_row(step, p) * row_bytes,
+                    row_of(rows.data_ptr(), params.first_row[step] + p, row_bytes), row_bytes);
+      }
+    }
+  });
+  return gradient;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_backward(
+    optional<Tensor> grad_output, optional<Tensor> grad_h_n, optional<Tensor> grad_c_n, Tensor output, Tensor gates,
+    Tensor cells, Tensor input, Tensor h0, optional<Tensor> c0, Tensor weight_ih, Tensor weight_hh,
+    optional<Tensor> bias_ih, optional<Tensor> bias_hh, optional<Tensor> weight_hr, optional<Tensor> lengths,
+    optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_weights) {
+  RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
+                         bias_hh, weight_hr, lengths, resets,    cell,      reverse};
+  STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
+  inputs.make_contiguous();
+  for (optional<Tensor>* tensor : {&grad_output, &grad_h_n, &grad_c_n}) {
+    if (tensor->has_value()) *tensor = torch::stable::contiguous(**tensor);
+  }
+  output = torch::stable::contiguous(output);
+  gates = torch::stable::contiguous(gates);
+  cells = torch::stable::contiguous(cells);
+  const RecurrentWalk walk(inputs, reverse);
+  RecurrentBackwardParams params;
+  fill(params, inputs, walk);
+  const ScalarType type = input.scalar_type();
+  const CpuKernels& kernels = cpu_kernels();
+  const int64_t hidden = params.hidden, parts = saved_gates_of(params.cell) == 4 ? 4 : 1;
+  const bool is_gru = params.cell == RecurrentCell::gru;
+  const int64_t state_sizes[2] = {params.batch, hidden};
+  Tensor grad_h0 = empty(state_sizes, 2, type, input);
+  Tensor grad_c0 = c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  params.output = output.data_ptr();
+  params.gates = gates.data_ptr();
+  params.cells = static_cast<const float*>(cells.data_ptr());
+  params.grad_output = data_or_null(grad_output);
+  params.grad_h_n = data_or_null(grad_h_n);
+  params.grad_c_n = data_or_null(grad_c_n);
+  params.grad_h0 = grad_h0.data_ptr();
+  params.grad_c0 = grad_c0.data_ptr();
+  params.grad_gates_stride = kernels.recurrent_gradient_stride(params);
+  constexpr int64_t rows_read_behind = 15;
+  const int64_t gradient_sizes[2] = {walk.rows + rows_read_behind, params.grad_gates_stride};
+  const bool in_bfloat16 = kernels.recurrent_gradient_type(params.dtype) == DataType::bfloat16;
+  Tensor grad_gates = empty(gradient_sizes, 2, in_bfloat16 ? ScalarType::BFloat16 : ScalarType::Float, input);
+  const int64_t bias_size = parts * hidden;
+  Tensor bias_sums = empty(&bias_size, 1, ScalarType::Float, input);
+  params.grad_gates = grad_gates.data_ptr();
+  params.bias_sums = static_cast<float*>(bias_sums.data_ptr());
+  if (params.batch == 0) {
+    clear(bias_sums);
+  } else {
+    const double multiply_adds =
+        static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * hidden * hidden);
+    run_team(wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
+      const Scratch own(kernels.recurrent_backward_scratch(params, member, team.size()));
+      kernels.recurrent_backward(params, team, member, own.data());
+    });
+  }
+  const Tensor rows = torch::stable::narrow(grad_gates, 0, 0, walk.rows);
+  const int64_t gate_columns = gates_of(params.cell) * hidden;
+  const Tensor of_hidden = columns(rows, 0, gate_columns);
+  const Tensor of_input = columns(rows, is_gru ? hidden : 0, gate_columns);
+  Tensor grad_input = no_elements(type, input);
+  Tensor grad_weight_ih = no_elements(type, input), grad_weight_hh = no_elements(type, input);
+  Tensor grad_bias_ih = no_elements(type, input), grad_bias_hh = no_elements(type, input);
+  if (need_input) {
+    const Tensor product = torch::stable::matmul(of_input, as_type(inputs.weight_ih, of_input.scalar_type()));
+    grad_input = input_gradient(params, inputs, as_type(product, type));
+  }
+  if (need_weights) {
+    grad_weight_ih = product_over_rows(of_input, input_rows(params, inputs), type);
+    grad_weight_hh = in_gate_order(params, product_over_rows(of_hidden, hidden_before(params, output), type));
+    if (bias_ih.has_value()) {
+      grad_bias_ih =
+          torch::stable::clone(as_type(torch::stable::narrow(bias_sums, 0, is_gru ? hidden : 0, gate_columns), type));
+      grad_bias_hh = torch::stable::clone(
+          in_gate_order(params, as_type(torch::stable::narrow(bias_sums, 0, 0, gate_columns), type)));
+    }
+  }
+  return {grad_input,     grad_h0,      grad_c0,      grad_weight_ih,
+          grad_weight_hh, grad_bias_ih, grad_bias_hh, no_elements(type, input)};
+}
+
+}  // namespace
+}  // namespace fusewright::ops
+
+STABLE_TORCH_LIBRARY_IMPL(fusewright, CPU, library) {
+  library.impl("recurrent_forward.cpu", TORCH_BOX(&fusewright::ops::recurrent_forward));
+  library.impl("recurrent_backward.cpu", TORCH_BOX(&fusewright::ops::recurrent_backward));
+}

@@ -1,0 +1,97 @@
+"""Argument checks of the recurrent ops. Nothing malformed may reach a kernel, which trusts every size."""
+
+import torch
+from torch import Tensor
+
+from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
+
+
+def operands(
+    gates: int,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+) -> None:
+    """Types, devices and shapes of one layer: input (T, B, I), ``gates`` gates; sizes as in the op's schema."""
+    floating_tensor("input", input)
+    named = {
+        "h0": h0, "c0": c0, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh,
+        "weight_hr": weight_hr,
+    }  # fmt: skip
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        floating_tensor(name, tensor)
+        if tensor.dtype is not input.dtype:
+            raise type_error(f"{name}.dtype", tensor.dtype, f"{input.dtype}, the dtype of input")
+        same_device(name, tensor, "input", input)
+    if input.ndim != 3:
+        raise value_error("input.ndim", input.ndim, "3: (T, B, I)")
+    if weight_hh.ndim != 2 or weight_hh.shape[0] == 0 or weight_hh.shape[0] % gates:
+        raise value_error("weight_hh.shape", tuple(weight_hh.shape), f"({gates} * hidden, hidden)")
+    batch, hidden = input.shape[1], weight_hh.shape[0] // gates
+    state = hidden if weight_hr is None else weight_hr.shape[0]
+    _shape("weight_hh", weight_hh, (gates * hidden, state))
+    _shape("weight_ih", weight_ih, (gates * hidden, input.shape[2]))
+    for name in ("bias_ih", "bias_hh"):
+        if named[name] is not None:
+            _shape(name, named[name], (gates * hidden,))
+    if (bias_ih is None) != (bias_hh is None):
+        raise value_error("bias_hh" if bias_hh is None else "bias_ih", None, "both biases or neither")
+    if weight_hr is not None:
+        _shape("weight_hr", weight_hr, (state, hidden))
+    _shape("h0", h0, (batch, state))
+    if c0 is not None:
+        _shape("c0", c0, (batch, hidden))
+
+
+def _shape(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != expected:
+        raise value_error(f"{name}.shape", tuple(tensor.shape), f"{expected}")
+
+
+def state(name: str, tensor: Tensor | None, input: Tensor, width: int) -> Tensor:
+    """``tensor``, or zeros (B, width) where it is None."""
+    if tensor is None:
+        return input.new_zeros((input.shape[1], width))
+    if not isinstance(tensor, Tensor):
+        raise type_error(name, f"a {type(tensor).__name__}", "a torch.Tensor or None")
+    return tensor
+
+
+def lengths(value: Tensor | None, input: Tensor) -> Tensor | None:
+    """Lengths as int64 on the input's device, each in [0, T].
+
+    On a GPU the values are checked there, without waiting: a breach is a device-side assertion.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise type_error("lengths", f"a {type(value).__name__}", "a torch.Tensor or None")
+    if value.dtype not in (torch.int32, torch.int64):
+        raise type_error("lengths.dtype", value.dtype, "torch.int32 or torch.int64")
+    steps, batch = input.shape[:2]
+    _shape("lengths", value, (batch,))
+    sound = ((value >= 0) & (value <= steps)).all()
+    if torch.compiler.is_compiling() or value.is_cuda or value.is_meta or torch._C._are_functorch_transforms_active():
+        torch._assert_async(sound, "lengths must lie between 0 and the number of steps of input")
+    elif not sound:
+        raise value_error("lengths", value.tolist(), f"lengths in [0, {steps}], the steps of input")
+    return value.to(input.device, torch.int64).contiguous()
+
+
+def resets(value: Tensor | None, input: Tensor) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise type_error("resets", f"a {type(value).__name__}", "a torch.Tensor or None")
+    if value.dtype is not torch.bool:
+        raise type_error("resets.dtype", value.dtype, "torch.bool")
+    same_device("resets", value, "input", input)
+    _shape("resets", value, tuple(input.shape[:2]))
+    return value.contiguous()
