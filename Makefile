@@ -19,7 +19,7 @@ bench: $(VENV)/ready
 	$(BIN)/fusewright bench $(if $(OP),--op $(OP)) $(ARGS)
 
 test: $(VENV)/ready build
-	$(BIN)/python -m pytest $(if $(OP),-k "$(OP)") $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(OP),-k "$(OP)") $(ARGS)
 
 build: $(VENV)/ready
 	$(BIN)/python -m fusewright_kernels.build $(ARGS)
