@@ -88,24 +88,19 @@ def _environment() -> Iterator[tuple[str, str]]:
 
 def _self_tests() -> Iterator[tuple[str, str, bool]]:
     """(op and backend, outcome, passed) of a small call checked against the float64 formula."""
-    from fusewright import functional
+    from fusewright.small_calls import OPS, small_call
     from fusewright.testing import error_in_u
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.randn(7, 129, generator=torch.Generator().manual_seed(0)).to(device)
-    ops: dict[str, Callable[..., torch.Tensor]] = {
-        "layer_norm": lambda x, **keywords: functional.layer_norm(x, x.shape[-1], **keywords),
-        "rms_norm": lambda x, **keywords: functional.rms_norm(x, x.shape[-1], **keywords),
-        "softmax": lambda x, **keywords: functional.softmax(x, -1, **keywords),
-    }
-    for name, op in ops.items():
+    for op in OPS:
+        expected = small_call(op, torch.float64, device)(backend="reference")
         for backend in dispatch.BACKENDS:
             try:
-                error = error_in_u(op(x, backend=backend), op(x.double()))
+                error = error_in_u(small_call(op, torch.float32, device)(backend=backend), expected)
             except ValueError as refusal:
-                yield f"{name} {backend}", str(refusal), True
+                yield f"{op} {backend}", str(refusal), True
             else:
-                yield f"{name} {backend}", f"error {error:.2f} u", error < 16.0
+                yield f"{op} {backend}", f"error {error:.2f} u", error < 16.0
 
 
 def doctor_main(argv: list[str]) -> int:
@@ -124,21 +119,19 @@ def doctor_main(argv: list[str]) -> int:
         print(f"{name:22} {value}")
     failed = False
     for name, outcome, passed in _self_tests():
-        print(f"{name:22} {outcome}{'' if passed else '  FAILED'}")
+        print(f"{name:38} {outcome}{'' if passed else '  FAILED'}")
         failed |= not passed
     return 1 if failed else 0
 
 
 def explain_main(argv: list[str]) -> int:
     """Print which backend serves a small call of an op on this machine."""
-    from fusewright import functional
+    from fusewright.small_calls import OPS, small_call
 
     parser = argparse.ArgumentParser(prog="fusewright explain", description="which kernel serves a call, and why")
-    parser.add_argument("op", choices=("layer_norm", "rms_norm", "softmax"))
+    parser.add_argument("op", choices=OPS)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
-    x = torch.ones(4, 64, dtype=getattr(torch, arguments.dtype), device=arguments.device)
-    function = getattr(functional, arguments.op)
-    print(explain(function, x, -1) if arguments.op == "softmax" else explain(function, x, 64))
+    print(explain(small_call(arguments.op, getattr(torch, arguments.dtype), arguments.device)))
     return 0
