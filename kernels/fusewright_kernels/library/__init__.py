@@ -3,7 +3,7 @@
 Importing this package defines them all; ``registry`` says how.
 """
 
-from fusewright_kernels.library import lsh_attention, softmax  # noqa: F401  (they define schemas and export nothing)
+from fusewright_kernels.library import linear_attention, lsh_attention, softmax  # noqa: F401  (they define schemas and export nothing)
 from fusewright_kernels.library.attention import in_layout_of
 from fusewright_kernels.library.normalization import norm_statistics
 from fusewright_kernels.library.recurrent import CELL_GATES, saved_states

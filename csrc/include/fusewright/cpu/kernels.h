@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "fusewright/attention.h"
+#include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/recurrent.h"
@@ -61,6 +62,12 @@ struct CpuKernels {
 
   int64_t (*attention_mask_gradient_scratch)(const AttentionBackwardParams& params);
   void (*attention_mask_gradient)(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
+
+  // One head each, from its first to its last position.
+  int64_t (*linear_forward_scratch)(const LinearForwardParams& params);
+  void (*linear_forward)(const LinearForwardParams& params, int64_t batch, int64_t head, void* scratch);
+  int64_t (*linear_backward_scratch)(const LinearBackwardParams& params);
+  void (*linear_backward)(const LinearBackwardParams& params, int64_t batch, int64_t head, void* scratch);
 
   // Rotations of so many columns have rows of this many float32, zero behind the last.
   int64_t (*lsh_hash_columns)(int64_t columns);

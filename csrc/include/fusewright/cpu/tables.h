@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fusewright/attention.h"
+#include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/recurrent.h"
@@ -34,6 +35,10 @@ void attention_backward_reduce(const AttentionBackwardParams& params, const Atte
                                int64_t key_part_stride, int64_t value_part_stride);
 int64_t attention_mask_gradient_scratch(const AttentionBackwardParams& params);
 void attention_mask_gradient(const AttentionBackwardParams& params, const AttentionMaskTask& task, void* scratch);
+int64_t linear_forward_scratch(const LinearForwardParams& params);
+void linear_forward(const LinearForwardParams& params, int64_t batch, int64_t head, void* scratch);
+int64_t linear_backward_scratch(const LinearBackwardParams& params);
+void linear_backward(const LinearBackwardParams& params, int64_t batch, int64_t head, void* scratch);
 int64_t lsh_hash_columns(int64_t columns);
 int64_t lsh_hash_scratch(const LshHashParams& params);
 void lsh_hash(const LshHashParams& params, int64_t batch, int64_t head, int64_t length, int64_t begin, int64_t end,
