@@ -34,7 +34,7 @@ def test_opcheck(op, backend):
             output, h_n, c_n, gates, cells = forward(*arguments, True)
             grad_c_n = torch.randn_like(c_n) if op == "lstm" else None
             for grads in ((torch.randn_like(output), torch.randn_like(h_n), grad_c_n), (None, None, grad_c_n)):
-                for needs in ((True, True), (False, False)):
+                for needs in ((True, True, True), (False, False, True), (True, True, False)):
                     torch.library.opcheck(backward, (*grads, output, gates, cells, *arguments, *needs))
 
 

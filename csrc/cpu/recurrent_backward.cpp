@@ -37,7 +37,7 @@ class Backward {
         take_step(step, p, b, from_next, sums);
       });
     }
-    if (!params_.single_step() || params_.steps == 0) finish();
+    if (params_.grad_h0 != nullptr && (!params_.single_step() || params_.steps == 0)) finish();
     for (int64_t b = 0; b < own_.count(); ++b) {
       for (int64_t part = 0; part < parts; ++part) {
         store_units(params_.bias_sums + part * params_.hidden + (own_.begin + b) * lanes,

@@ -232,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     optional<Tensor> grad_output, optional<Tensor> grad_h_n, optional<Tensor> grad_c_n, Tensor output, Tensor gates,
     Tensor cells, Tensor input, Tensor h0, optional<Tensor> c0, Tensor weight_ih, Tensor weight_hh,
     optional<Tensor> bias_ih, optional<Tensor> bias_hh, optional<Tensor> weight_hr, optional<Tensor> lengths,
-    optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_weights) {
+    optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_states, bool need_weights) {
   RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
                          bias_hh, weight_hr, lengths, resets,    cell,      reverse};
   STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
@@ -251,16 +251,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   const int64_t hidden = params.hidden;
   const bool is_gru = params.cell == RecurrentCell::gru;
   const int64_t state_sizes[2] = {params.batch, hidden};
-  Tensor grad_h0 = empty(state_sizes, 2, type, input);
-  Tensor grad_c0 = c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor grad_h0 = need_states ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor grad_c0 = need_states && c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
   params.output = output.data_ptr();
   params.gates = gates.data_ptr();
   params.cells = static_cast<const float*>(cells.data_ptr());
   params.grad_output = data_or_null(grad_output);
   params.grad_h_n = data_or_null(grad_h_n);
   params.grad_c_n = data_or_null(grad_c_n);
-  params.grad_h0 = grad_h0.data_ptr();
-  params.grad_c0 = grad_c0.data_ptr();
+  params.grad_h0 = need_states ? grad_h0.data_ptr() : nullptr;
+  params.grad_c0 = need_states ? grad_c0.data_ptr() : nullptr;
   params.grad_gates_stride = kernels.recurrent_gradient_stride(params);
   constexpr int64_t rows_read_behind = 15;
   const int64_t gradient_sizes[2] = {walk.rows + rows_read_behind, params.grad_gates_stride};
@@ -283,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     clear(bias_sums);
   } else {
     run_backward(params);
-    if (params.single_step() && walk.rows > 0) {
+    if (need_states && params.single_step() && walk.rows > 0) {
       const Tensor weight = as_type(inputs.weight_hh, of_hidden.scalar_type());
       const Tensor hidden_gradients = torch::stable::matmul(of_hidden, weight);
       params.hidden_gradients = hidden_gradients.data_ptr();

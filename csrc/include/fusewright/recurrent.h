@@ -69,7 +69,7 @@ struct RecurrentBackwardParams : RecurrentParams {
   const void* gates;
   const float* cells;
   const void *grad_output, *grad_h_n, *grad_c_n;  // (T, B, H), (B, H), (B, H), each may be nullptr
-  void *grad_h0, *grad_c0;                        // (B, H)
+  void *grad_h0, *grad_c0;                        // (B, H), nullptr if nobody wants them
   // Gradients of the gates before their activation, row by row, in bfloat16 where products take that, else float32:
   // gradient_columns * H columns. A GRU's stand there twice, as the hidden state and as the input reaches them, for its
   // new gate's differ and products want those of either side next to each other.
