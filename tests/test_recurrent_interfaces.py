@@ -105,6 +105,30 @@ def test_vmap_over_samples_and_over_weights(op):
                 torch.testing.assert_close(actual, expected)
 
 
+def test_lengths_and_resets_under_transforms():
+    module = nn.LSTM(5, 6, 2, bidirectional=True)
+    lengths, resets = torch.tensor([[4, 2, 3], [1, 0, 4]]), torch.rand(2, 4, 3) < 0.4
+    inputs = torch.randn(2, 4, 3, 5)
+
+    def function(input, lengths, resets):
+        return module(input, lengths=lengths, resets=resets)[0]
+
+    def loss(*arguments):
+        return function(*arguments).square().sum()
+
+    mapped = torch.vmap(function)(inputs, lengths, resets)
+    grads = torch.vmap(torch.func.grad(loss))(inputs, lengths, resets)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for n in range(2):
+        sample = (inputs[n], lengths[n], resets[n])
+        expected = function(*sample)
+        torch.testing.assert_close(mapped[n], expected)
+        torch.testing.assert_close(compiled(*sample), expected)
+        torch.testing.assert_close(grads[n], torch.func.grad(loss)(*sample))
+    with pytest.raises(RuntimeError, match="lengths"):
+        torch.vmap(function)(inputs, lengths + 1, resets)
+
+
 @pytest.mark.parametrize("op", ["lstm", "gru", "rnn_tanh"])
 def test_per_sample_gradients(op):
     leaves = layer_inputs(op, 4, 3, 5, 6)

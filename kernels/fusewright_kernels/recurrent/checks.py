@@ -125,9 +125,10 @@ def lengths(value: Tensor | None, input: Tensor) -> Tensor | None:
     steps, batch = input.shape[:2]
     _shape("lengths", value, (batch,))
     sound = ((value >= 0) & (value <= steps)).all()
-    if torch.compiler.is_compiling() or value.is_cuda or value.is_meta or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or value.is_cuda or value.is_meta:
         torch._assert_async(sound, "lengths must lie between 0 and the number of steps of input")
-    elif not sound:
+    # A transform's values cannot be read here; the compiled kernels look at them again.
+    elif not torch._C._are_functorch_transforms_active() and not sound:
         raise value_error("lengths", value.tolist(), f"lengths in [0, {steps}], the steps of input")
     return value.to(input.device, torch.int64).contiguous()
 
