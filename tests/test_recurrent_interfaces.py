@@ -34,7 +34,7 @@ def test_opcheck(op, backend):
             output, h_n, c_n, gates, cells = forward(*arguments, True)
             grad_c_n = torch.randn_like(c_n) if op == "lstm" else None
             for grads in ((torch.randn_like(output), torch.randn_like(h_n), grad_c_n), (None, None, grad_c_n)):
-                for needs in ((True, True), (False, False)):
+                for needs in ((True, True, True), (False, False, True), (True, True, False)):
                     torch.library.opcheck(backward, (*grads, output, gates, cells, *arguments, *needs))
 
 
@@ -103,6 +103,30 @@ def test_vmap_over_samples_and_over_weights(op):
             sample = [leaf if dim is None else leaf.select(dim, n) for leaf, dim in zip(tensors, dims, strict=True)]
             for actual, expected in zip((output[n], h_n[n]), function(*sample), strict=True):
                 torch.testing.assert_close(actual, expected)
+
+
+def test_lengths_and_resets_under_transforms():
+    module = nn.LSTM(5, 6, 2, bidirectional=True)
+    lengths, resets = torch.tensor([[4, 2, 3], [1, 0, 4]]), torch.rand(2, 4, 3) < 0.4
+    inputs = torch.randn(2, 4, 3, 5)
+
+    def function(input, lengths, resets):
+        return module(input, lengths=lengths, resets=resets)[0]
+
+    def loss(*arguments):
+        return function(*arguments).square().sum()
+
+    mapped = torch.vmap(function)(inputs, lengths, resets)
+    grads = torch.vmap(torch.func.grad(loss))(inputs, lengths, resets)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for n in range(2):
+        sample = (inputs[n], lengths[n], resets[n])
+        expected = function(*sample)
+        torch.testing.assert_close(mapped[n], expected)
+        torch.testing.assert_close(compiled(*sample), expected)
+        torch.testing.assert_close(grads[n], torch.func.grad(loss)(*sample))
+    with pytest.raises(RuntimeError, match="lengths"):
+        torch.vmap(function)(inputs, lengths + 1, resets)
 
 
 @pytest.mark.parametrize("op", ["lstm", "gru", "rnn_tanh"])

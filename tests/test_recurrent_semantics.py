@@ -98,6 +98,13 @@ def test_empty_sizes(op, backend):
         if steps == 0:
             assert testing.bits_equal(results[1], leaves["h0"])
         assert grads["weight_ih"].eq(0).all() and grads["bias_hh"].eq(0).all()
+    for steps in (1, 3):
+        leaves = layer_inputs(op, steps, 2, 5, 6)
+        (output, h_n, *_), grads = with_gradients(
+            op, leaves, lengths=torch.zeros(2, dtype=torch.int64), backend=backend
+        )
+        assert output.eq(0).all() and testing.bits_equal(h_n, leaves["h0"])
+        assert grads["h0"].ne(0).any() and grads["weight_hh"].eq(0).all()
     leaves = layer_inputs(op, 3, 2, 0, 6)
     (output, *_), grads = with_gradients(op, leaves, backend=backend)
     assert output.isfinite().all() and grads["input"].shape == (3, 2, 0)

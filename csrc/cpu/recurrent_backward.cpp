@@ -17,30 +17,19 @@ class Backward {
   static constexpr bool is_lstm = Cell == RecurrentCell::lstm, is_gru = Cell == RecurrentCell::gru;
   static constexpr bool precise = is_float<T>;
   // Columns of gate gradients, in widths of the hidden state.
-  static constexpr int64_t parts = is_gru ? 4 : Shape::gates;
+  static constexpr int64_t parts = gradient_columns(Cell);
 
  public:
   Backward(const RecurrentBackwardParams& params, Team* team, int64_t member, int64_t members, Arena& arena)
-      : params_(params),
-        team_(team),
-        member_(member),
-        own_(blocks_of(params.hidden, member, members)),
-        carry_stride_(own_.count() * lanes) {
-    weight_ = arena.floats(panel_floats<T>(own_.count(), Shape::gates * params.hidden));
-    carry_ = arena.floats(is_lstm || is_gru ? params.batch * carry_stride_ : 0);
+      : params_(params), team_(team), member_(member), own_(blocks_of(params.hidden, member, members)) {
+    weight_ = arena.floats(params.single_step() ? 0 : panel_floats<T>(own_.count(), Shape::gates * params.hidden));
     totals_ = arena.floats(own_.count() * parts * lanes);
     from_next_ = arena.floats(recurrent_row_block * panel_columns);
   }
 
   void run() {
-    const T* weight = static_cast<const T*>(params_.weight_hh);
-    const int64_t hidden = params_.hidden, gates = Shape::gates;
-    const int64_t end = own_.end * lanes < hidden ? own_.end * lanes : hidden;
-    // In the order of the gate gradients' columns.
-    const auto row = [=](int64_t k) {
-      return weight + (is_gru ? (k < hidden ? k + 2 * hidden : k - hidden) : k) * hidden;
-    };
-    pack_columns<T>(weight_, gates * hidden, own_.begin * lanes, end - own_.begin * lanes, row);
+    if (params_.hidden_gradients != nullptr) return finish();
+    if (!params_.single_step()) pack();
     memset(totals_, 0, own_.count() * parts * lanes * sizeof(float));
     [[maybe_unused]] const TileSession session;
     for (int64_t step = params_.steps - 1; step >= 0; --step) {
@@ -48,17 +37,28 @@ class Backward {
         take_step(step, p, b, from_next, sums);
       });
     }
-    for_each_unit(-1, params_.batch,
-                  [&](int64_t p, int64_t b, const float* from_next, float*) { finish(p, b, from_next); });
+    if (params_.grad_h0 != nullptr && (!params_.single_step() || params_.steps == 0)) finish();
     for (int64_t b = 0; b < own_.count(); ++b) {
       for (int64_t part = 0; part < parts; ++part) {
-        store_units(params_.bias_sums + part * hidden + (own_.begin + b) * lanes,
+        store_units(params_.bias_sums + part * params_.hidden + (own_.begin + b) * lanes,
                     load(totals_ + (b * parts + part) * lanes), units(b));
       }
     }
   }
 
  private:
+  void pack() {
+    const T* weight = static_cast<const T*>(params_.weight_hh);
+    const int64_t hidden = params_.hidden, first = own_.begin * lanes;
+    const int64_t end = own_.end * lanes < hidden ? own_.end * lanes : hidden;
+    pack_columns<T>(weight_, Shape::gates * hidden, first, end - first, [=](int64_t k) { return weight + k * hidden; });
+  }
+
+  void finish() {
+    for_each_unit(-1, params_.batch,
+                  [&](int64_t p, int64_t b, const float* from_next, float*) { write_first_states(p, b, from_next); });
+  }
+
   // Units of block `b` of this member.
   int64_t units(int64_t b) const {
     const int64_t rest = params_.hidden - (own_.begin + b) * lanes;
@@ -84,7 +84,9 @@ class Backward {
       for (int64_t first = 0; first < count; first += recurrent_row_block) {
         const int64_t rest = count - first, rows = rest < recurrent_row_block ? rest : recurrent_row_block;
         const int64_t product_rows = with_next - first < rows ? with_next - first : rows;
-        if (product_rows > 0) {
+        if (product_rows > 0 && params_.hidden_gradients != nullptr) {
+          read_hidden_gradients(first, product_rows, b, blocks);
+        } else if (product_rows > 0) {
           const LeftOperand gradients{grad_row(step + 1, first),
                                       params_.grad_gates_stride * static_cast<int64_t>(sizeof(Stored<T>)), 4};
           panel_product<T>(product_rows, Shape::gates * params_.hidden, gradients, weight_, b, blocks,
@@ -100,6 +102,16 @@ class Backward {
           float* total = totals_ + (b + i) * parts * lanes;
           for (int64_t k = 0; k < parts * lanes; k += lanes) store(total + k, load(total + k) + load(sums[i] + k));
         }
+      }
+    }
+  }
+
+  void read_hidden_gradients(int64_t first, int64_t rows, int64_t b, int64_t blocks) {
+    const Stored<T>* source = static_cast<const Stored<T>*>(params_.hidden_gradients);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = b; i < b + blocks; ++i) {
+        const Stored<T>* units_of_row = source + (first + r) * params_.hidden + (own_.begin + i) * lanes;
+        store(from_next_ + r * panel_columns + (i - b) * lanes, load_units(units_of_row, units(i)));
       }
     }
   }
@@ -125,8 +137,9 @@ class Backward {
     return gradients;
   }
 
-  // The LSTM's gradient of the cell state before the step last taken, the GRU's of the hidden state past weight_hh.
-  float* carry(int64_t position, int64_t b) const { return carry_ + position * carry_stride_ + b * lanes; }
+  float* carry(int64_t position, int64_t b) const {
+    return params_.carry + position * params_.carry_stride + (own_.begin + b) * lanes;
+  }
 
   void take_step(int64_t step, int64_t position, int64_t b, const float* from_next, float* sums) {
     const int64_t n = units(b), hidden = params_.hidden, unit = (own_.begin + b) * lanes;
@@ -156,10 +169,12 @@ class Backward {
       const Float before =
           state_before(static_cast<const T*>(params_.output), static_cast<const T*>(params_.h0), step, position, b);
       const Float dn = dh * (1.0f - z) * (1.0f - new_gate * new_gate);
-      write(0, dn * r);
-      write(1, dn * n_hidden * r * (1.0f - r));
-      write(2, dh * (before - new_gate) * z * (1.0f - z));
-      write(3, dn);
+      const Float dr = dn * n_hidden * r * (1.0f - r), dz = dh * (before - new_gate) * z * (1.0f - z);
+      for (int64_t side = 0; side < 2; ++side) {
+        write(3 * side, dr);
+        write(3 * side + 1, dz);
+        write(3 * side + 2, side == 0 ? dn * r : dn);
+      }
       store(carry(position, b), dh * z);
     } else {
       const Float after = load_units(static_cast<const T*>(params_.output) + at, n);
@@ -184,7 +199,7 @@ class Backward {
     return load_units(after + params_.tensor_row(step - 1, position) * params_.hidden + unit, units(b));
   }
 
-  void finish(int64_t position, int64_t b, const float* from_next) const {
+  void write_first_states(int64_t position, int64_t b, const float* from_next) const {
     const StateGradients grad = behind(-1, position, b, from_next);
     const int64_t at = params_.samples[position] * params_.hidden + (own_.begin + b) * lanes;
     store_units(static_cast<T*>(params_.grad_h0) + at, grad.hidden, units(b));
@@ -195,9 +210,7 @@ class Backward {
   Team* const team_;
   const int64_t member_;
   const Blocks own_;
-  const int64_t carry_stride_;
   float* weight_;     // the member's columns of weight_hh, packed
-  float* carry_;      // positions by units
   float* totals_;     // blocks by parts by lanes: sums of the gate gradients
   float* from_next_;  // rows of a row block by units of a panel
 };
@@ -207,9 +220,7 @@ class Backward {
 int64_t recurrent_gradient_stride(const RecurrentBackwardParams& params) {
   int64_t stride = 0;
   with_type(params.dtype, [&](auto element) {
-    stride = state_stride<decltype(element)>(
-        (params.cell == RecurrentCell::lstm || params.cell == RecurrentCell::gru ? int64_t{4} : int64_t{1}) *
-        params.hidden);
+    stride = state_stride<decltype(element)>(gradient_columns(params.cell) * params.hidden);
   });
   return stride;
 }

@@ -178,7 +178,8 @@ Tensor as_type(const Tensor& tensor, ScalarType type) {
 Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType type) {
   const Tensor factor = torch::stable::contiguous(as_type(right, left.scalar_type()));
   const int64_t rows = left.size(0), width = left.size(1);
-  if (left.scalar_type() != ScalarType::Float || rows == 0) {
+  constexpr int64_t few_rows = 128;
+  if (left.scalar_type() != ScalarType::Float || rows <= few_rows) {
     return as_type(torch::stable::matmul(torch::stable::transpose(left, 0, 1), factor), type);
   }
   const int64_t sizes[2] = {width, factor.size(1)};
@@ -198,16 +199,14 @@ Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType typ
   return as_type(product, type);
 }
 
-// Rows in the order of the gate gradients' columns, the GRU's new gate first, in the order of the parameters.
-Tensor in_gate_order(const RecurrentParams& params, Tensor gradient) {
-  if (params.cell != RecurrentCell::gru) return gradient;
-  const int64_t hidden = params.hidden;
-  Tensor ordered = torch::stable::empty_like(gradient);
-  Tensor last = torch::stable::narrow(ordered, 0, 2 * hidden, hidden);
-  Tensor first = torch::stable::narrow(ordered, 0, 0, 2 * hidden);
-  torch::stable::copy_(last, torch::stable::narrow(gradient, 0, 0, hidden));
-  torch::stable::copy_(first, torch::stable::narrow(gradient, 0, hidden, 2 * hidden));
-  return ordered;
+void run_backward(const RecurrentBackwardParams& params) {
+  const CpuKernels& kernels = cpu_kernels();
+  const double multiply_adds =
+      static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * params.hidden * params.hidden);
+  run_team(params.single_step() ? 1 : wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
+    const Scratch own(kernels.recurrent_backward_scratch(params, member, team.size()));
+    kernels.recurrent_backward(params, team, member, own.data());
+  });
 }
 
 // The gradient of the input from that of its rows.
@@ -233,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     optional<Tensor> grad_output, optional<Tensor> grad_h_n, optional<Tensor> grad_c_n, Tensor output, Tensor gates,
     Tensor cells, Tensor input, Tensor h0, optional<Tensor> c0, Tensor weight_ih, Tensor weight_hh,
     optional<Tensor> bias_ih, optional<Tensor> bias_hh, optional<Tensor> weight_hr, optional<Tensor> lengths,
-    optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_weights) {
+    optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_states, bool need_weights) {
   RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
                          bias_hh, weight_hr, lengths, resets,    cell,      reverse};
   STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
@@ -249,42 +248,48 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   fill(params, inputs, walk);
   const ScalarType type = input.scalar_type();
   const CpuKernels& kernels = cpu_kernels();
-  const int64_t hidden = params.hidden, parts = saved_gates_of(params.cell) == 4 ? 4 : 1;
+  const int64_t hidden = params.hidden;
   const bool is_gru = params.cell == RecurrentCell::gru;
   const int64_t state_sizes[2] = {params.batch, hidden};
-  Tensor grad_h0 = empty(state_sizes, 2, type, input);
-  Tensor grad_c0 = c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor grad_h0 = need_states ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor grad_c0 = need_states && c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
   params.output = output.data_ptr();
   params.gates = gates.data_ptr();
   params.cells = static_cast<const float*>(cells.data_ptr());
   params.grad_output = data_or_null(grad_output);
   params.grad_h_n = data_or_null(grad_h_n);
   params.grad_c_n = data_or_null(grad_c_n);
-  params.grad_h0 = grad_h0.data_ptr();
-  params.grad_c0 = grad_c0.data_ptr();
+  params.grad_h0 = need_states ? grad_h0.data_ptr() : nullptr;
+  params.grad_c0 = need_states ? grad_c0.data_ptr() : nullptr;
   params.grad_gates_stride = kernels.recurrent_gradient_stride(params);
   constexpr int64_t rows_read_behind = 15;
   const int64_t gradient_sizes[2] = {walk.rows + rows_read_behind, params.grad_gates_stride};
   const bool in_bfloat16 = kernels.recurrent_gradient_type(params.dtype) == DataType::bfloat16;
   Tensor grad_gates = empty(gradient_sizes, 2, in_bfloat16 ? ScalarType::BFloat16 : ScalarType::Float, input);
-  const int64_t bias_size = parts * hidden;
+  const int64_t bias_size = gradient_columns(params.cell) * hidden;
   Tensor bias_sums = empty(&bias_size, 1, ScalarType::Float, input);
   params.grad_gates = grad_gates.data_ptr();
   params.bias_sums = static_cast<float*>(bias_sums.data_ptr());
+  params.carry_stride = (hidden + 15) / 16 * 16;
+  const int64_t carry_sizes[2] = {params.batch, params.carry_stride};
+  const Tensor carry = empty(carry_sizes, 2, ScalarType::Float, input);
+  params.carry = static_cast<float*>(carry.data_ptr());
+  params.hidden_gradients = nullptr;
+  const int64_t gate_columns = gates_of(params.cell) * hidden;
+  const Tensor rows = torch::stable::narrow(grad_gates, 0, 0, walk.rows);
+  const Tensor of_hidden = columns(rows, 0, gate_columns);
+  const Tensor of_input = columns(rows, is_gru ? gate_columns : 0, gate_columns);
   if (params.batch == 0) {
     clear(bias_sums);
   } else {
-    const double multiply_adds =
-        static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * hidden * hidden);
-    run_team(wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
-      const Scratch own(kernels.recurrent_backward_scratch(params, member, team.size()));
-      kernels.recurrent_backward(params, team, member, own.data());
-    });
+    run_backward(params);
+    if (need_states && params.single_step() && walk.rows > 0) {
+      const Tensor weight = as_type(inputs.weight_hh, of_hidden.scalar_type());
+      const Tensor hidden_gradients = torch::stable::matmul(of_hidden, weight);
+      params.hidden_gradients = hidden_gradients.data_ptr();
+      run_backward(params);
+    }
   }
-  const Tensor rows = torch::stable::narrow(grad_gates, 0, 0, walk.rows);
-  const int64_t gate_columns = gates_of(params.cell) * hidden;
-  const Tensor of_hidden = columns(rows, 0, gate_columns);
-  const Tensor of_input = columns(rows, is_gru ? hidden : 0, gate_columns);
   Tensor grad_input = no_elements(type, input);
   Tensor grad_weight_ih = no_elements(type, input), grad_weight_hh = no_elements(type, input);
   Tensor grad_bias_ih = no_elements(type, input), grad_bias_hh = no_elements(type, input);
@@ -294,12 +299,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   }
   if (need_weights) {
     grad_weight_ih = product_over_rows(of_input, input_rows(params, inputs), type);
-    grad_weight_hh = in_gate_order(params, product_over_rows(of_hidden, hidden_before(params, output), type));
+    grad_weight_hh = product_over_rows(of_hidden, hidden_before(params, output), type);
     if (bias_ih.has_value()) {
-      grad_bias_ih =
-          torch::stable::clone(as_type(torch::stable::narrow(bias_sums, 0, is_gru ? hidden : 0, gate_columns), type));
-      grad_bias_hh = torch::stable::clone(
-          in_gate_order(params, as_type(torch::stable::narrow(bias_sums, 0, 0, gate_columns), type)));
+      const auto bias = [&](int64_t first) {
+        return torch::stable::clone(as_type(torch::stable::narrow(bias_sums, 0, first, gate_columns), type));
+      };
+      grad_bias_ih = bias(is_gru ? gate_columns : 0);
+      grad_bias_hh = bias(0);
     }
   }
   return {grad_input,     grad_h0,      grad_c0,      grad_weight_ih,

@@ -11,6 +11,11 @@ namespace fusewright {
 
 enum class RecurrentCell { lstm, gru, rnn_tanh, rnn_relu };
 
+// Columns of gate gradients, in widths of the hidden state.
+FUSEWRIGHT_HOST_DEVICE constexpr int64_t gradient_columns(RecurrentCell cell) {
+  return cell == RecurrentCell::lstm ? 4 : cell == RecurrentCell::gru ? 6 : 1;
+}
+
 // What forward and backward share. Kernels walk steps 0, 1, ... of every sample, its last time first if reversed, and
 // take samples by position: the longest first, so that those which take a step are the first ones. A row is one step of
 // one position; rows of the steps lie one behind the other.
@@ -64,13 +69,20 @@ struct RecurrentBackwardParams : RecurrentParams {
   const void* gates;
   const float* cells;
   const void *grad_output, *grad_h_n, *grad_c_n;  // (T, B, H), (B, H), (B, H), each may be nullptr
-  void *grad_h0, *grad_c0;                        // (B, H)
+  void *grad_h0, *grad_c0;                        // (B, H), nullptr if nobody wants them
   // Gradients of the gates before their activation, row by row, in bfloat16 where products take that, else float32:
-  // LSTM G * H columns; GRU 4 * H, the new gate as the hidden state reaches it, reset, update, the new gate as the
-  // input reaches it; plain RNN H.
+  // gradient_columns * H columns. A GRU's stand there twice, as the hidden state and as the input reaches them, for its
+  // new gate's differ and products want those of either side next to each other.
   void* grad_gates;
   int64_t grad_gates_stride;
   float* bias_sums;  // the sum of those rows
+  // What a later call reads again: the LSTM's gradient of the cell state before the step last taken, the GRU's of the
+  // hidden state past weight_hh. (B, carry_stride), the hidden width in whole sixteens.
+  float* carry;
+  int64_t carry_stride;
+  // For a single step: the rows of gate gradients times weight_hh, (rows, H) in their type. A call without it takes the
+  // step, one with it finishes the gradients of the first states; packing weight_hh for one product would not pay.
+  const void* hidden_gradients;
 };
 
 // target (left columns, right_width) = left^T right, all float32 with unit last stride, target contiguous.

@@ -74,12 +74,12 @@ def _recurrent_backward_fake(
     weight_hr: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
-    need_input, need_weights = arguments[-2:]
+    need_input, need_states, need_weights = arguments[-3:]
     parameters = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     return (
         contiguous_like(input) if need_input else input.new_empty((0,)),
-        contiguous_like(h0),
-        input.new_empty((0,)) if c0 is None else contiguous_like(c0),
+        contiguous_like(h0) if need_states else input.new_empty((0,)),
+        contiguous_like(c0) if c0 is not None and need_states else input.new_empty((0,)),
         *(
             contiguous_like(parameter) if parameter is not None and need_weights else input.new_empty((0,))
             for parameter in parameters
@@ -90,7 +90,7 @@ def _recurrent_backward_fake(
 define(
     "recurrent_backward",
     "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, Tensor gates, Tensor cells,"
-    f" {_RECURRENT_INPUTS}, bool need_input, bool need_weights)"
+    f" {_RECURRENT_INPUTS}, bool need_input, bool need_states, bool need_weights)"
     " -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh, Tensor grad_weight_hr)",
     _recurrent_backward_fake,

@@ -31,9 +31,9 @@ def recurrent_backward(
     cells: Tensor,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
-    *inputs, need_input, need_weights = arguments
+    *inputs, need_input, need_states, need_weights = arguments
     gradients = reference.recurrent_backward(grad_output, grad_h_n, grad_c_n, *inputs)
-    wanted = (need_input, True, True, *(need_weights,) * 5)
+    wanted = (need_input, need_states, need_states, *(need_weights,) * 5)
     return tuple(
         gradient.contiguous().clone() if want and gradient is not None else output.new_empty((0,))
         for gradient, want in zip(gradients, wanted, strict=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
+from fusewright_kernels.checks import FLOATING, floating_tensor, same_device, type_error, value_error
 
 
 def operands(
@@ -18,6 +18,53 @@ def operands(
     weight_hr: Tensor | None,
 ) -> None:
     """Types, devices and shapes of one layer: input (T, B, I), ``gates`` gates; sizes as in the op's schema."""
+    # One pass for calls that are in order, which pay for every microsecond; what is wrong is told below.
+    tensors = (input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    if _alike(tensors) and input.ndim == 3 and weight_hh.ndim == 2:
+        rows, state = weight_hh.shape
+        batch, width = input.shape[1:]
+        hidden = rows // gates
+        if (
+            rows == hidden * gates > 0
+            and (state == hidden if weight_hr is None else weight_hr.shape == (state, hidden))
+            and weight_ih.shape == (rows, width)
+            and h0.shape == (batch, state)
+            and (c0 is None or c0.shape == (batch, hidden))
+            and (bias_ih is None) == (bias_hh is None)
+            and (bias_ih is None or bias_hh is None or bias_ih.shape == bias_hh.shape == (rows,))
+        ):
+            return
+    _refuse_operands(gates, *tensors)
+
+
+def _alike(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether those that are there are dense tensors of the first one's type and device."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.dtype not in FLOATING:
+        return False
+    dtype, device = first.dtype, first.device
+    for tensor in tensors:
+        if tensor is not None and not (
+            isinstance(tensor, Tensor)
+            and tensor.dtype is dtype
+            and tensor.device == device
+            and tensor.layout is torch.strided
+        ):
+            return False
+    return True
+
+
+def _refuse_operands(
+    gates: int,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+) -> None:
     floating_tensor("input", input)
     named = {
         "h0": h0, "c0": c0, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh,
@@ -78,9 +125,10 @@ def lengths(value: Tensor | None, input: Tensor) -> Tensor | None:
     steps, batch = input.shape[:2]
     _shape("lengths", value, (batch,))
     sound = ((value >= 0) & (value <= steps)).all()
-    if torch.compiler.is_compiling() or value.is_cuda or value.is_meta or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or value.is_cuda or value.is_meta:
         torch._assert_async(sound, "lengths must lie between 0 and the number of steps of input")
-    elif not sound:
+    # A transform's values cannot be read here; the compiled kernels look at them again.
+    elif not torch._C._are_functorch_transforms_active() and not sound:
         raise value_error("lengths", value.tolist(), f"lengths in [0, {steps}], the steps of input")
     return value.to(input.device, torch.int64).contiguous()
 

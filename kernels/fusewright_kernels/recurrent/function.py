@@ -49,7 +49,7 @@ class Recurrent(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         output, gates, cells, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        needs = (needed[0], any(needed[3:_DIFFERENTIABLE]))
+        needs = (needed[0], needed[1] or needed[2], any(needed[3:_DIFFERENTIABLE]))
         grad_output, grad_h_n, grad_c_n = grads[0], grads[1], None if tensors[2] is None else grads[2]
         arguments = (grad_output, grad_h_n, grad_c_n, output, gates, cells, *tensors, *ctx.numbers, *needs)
         if autograd.second_derivative_possible(grad_output, grad_h_n, grad_c_n, *tensors[:_DIFFERENTIABLE]):
@@ -112,9 +112,9 @@ class RecurrentBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        ctx.numbers = inputs[6 + _TENSORS : -3]
-        need_input, need_weights = inputs[-3:-1]
-        ctx.wanted = (need_input, True, True, *(need_weights,) * 5)
+        ctx.numbers = inputs[6 + _TENSORS : -4]
+        need_input, need_states, need_weights = inputs[-4:-1]
+        ctx.wanted = (need_input, need_states, need_states, *(need_weights,) * 5)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:3], *inputs[6 : 6 + _TENSORS])
 

@@ -151,3 +151,5 @@ def cases_of(op: str) -> Iterator[RecurrentCase]:
                 continue  # nothing keeps its units away from 0
             yield RecurrentCase(op, _SIZES[2], dtype, (feature,))
         yield RecurrentCase(op, _SIZES[2], dtype, FEATURES[1:])
+        # A single step has kernels of its own.
+        yield RecurrentCase(op, (1, 35, 70, 50), dtype, FEATURES[1:])
