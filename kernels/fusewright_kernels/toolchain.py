@@ -14,7 +14,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 # The oldest torch whose stable ABI the ops libraries use; they load in every later one.
-TORCH_TARGET_VERSION = "0x020a000000000000"
+_STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 # One table of CPU kernels each, best first; csrc/include/fusewright/cpu/isa.h says what a machine must have.
 _X86_ISA_FLAGS = {
@@ -187,25 +187,31 @@ def _cuda() -> Recipe:
     return Recipe("cuda", "libfusewright_cuda.so", _identity(compiler), compilations, link, ("cuda", "include"))
 
 
-def _ops(device: str) -> Recipe:
+def _torch_folder() -> Path:
     # Found without importing torch's extension machinery, which insists on a CUDA build of torch for CUDA sources.
     torch = importlib.util.find_spec("torch")
     if torch is None or not torch.submodule_search_locations:
         raise ToolchainError("torch is not installed")
-    torch_folder = Path(next(iter(torch.submodule_search_locations)))
+    return Path(next(iter(torch.submodule_search_locations)))
+
+
+def _link_torch() -> tuple[str, ...]:
+    # libtorch.so pulls in the parts a build of torch has; Python loads them with local symbols, so it must be named.
+    return ("-L", str(_torch_folder() / "lib"), "-Wl,--no-as-needed", "-ltorch")
+
+
+def _torch_command() -> tuple[str, ...]:
+    return (cxx_compiler(), *_CXX_FLAGS, *_sanitizer_flags(), "-isystem", str(_torch_folder() / "include"), *_include())
+
+
+def _ops(device: str) -> Recipe:
     compiler = cxx_compiler()
     folder = source_root() / "ops"
-    command = (
-        compiler, *_CXX_FLAGS, *_sanitizer_flags(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-        "-isystem", str(torch_folder / "include"), *_include(),
-    )  # fmt: skip
+    command = (*_torch_command(), _STABLE_ABI)
     compilations = tuple(
         Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.glob(f"*_{device}.cpp"))
     )
-    # libtorch.so pulls in the parts a build of torch has; Python loads them with local symbols, so it must be named.
-    link = (
-        compiler, "-shared", *_sanitizer_flags(), "-L", str(torch_folder / "lib"), "-Wl,--no-as-needed", "-ltorch",
-    )  # fmt: skip
+    link = (compiler, "-shared", *_sanitizer_flags(), *_link_torch())
     name = f"ops_{device}"
     return Recipe(
         name, f"libfusewright_{name}.so", _identity(compiler), compilations, link, ("ops", "include"), (device,),
@@ -234,10 +240,54 @@ def _host() -> Recipe:
     return Recipe("host", filename, _identity(compiler), tuple(compilations), link, ("host", "include"))
 
 
+def emulated_cuda_command() -> tuple[str, ...]:
+    """Compiles a CUDA source as C++ for the emulator, which is told of every load and store by the compiler's
+    instrumentation for ThreadSanitizer. Its library is not linked. Symbols stay visible: reports name kernels by them.
+    """
+    folder = source_root() / "emulation"
+    return (
+        cxx_compiler(), "-std=c++20", "-O2", "-g1", "-fPIC", "-fno-math-errno", "-Wall", "-Wextra",
+        "-Wno-unknown-pragmas", "-fsanitize=thread", "-I", str(folder / "include"), *_include(), "-x", "c++",
+    )  # fmt: skip
+
+
+def _emulator() -> Recipe:
+    compiler = cxx_compiler()
+    folder = source_root() / "emulation"
+    command = (compiler, "-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-I", str(folder))
+    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.glob("*.cpp")))
+    link = (compiler, "-shared", "-Wl,-soname,libfusewright_emulator.so")
+    return Recipe("emulator", "libfusewright_emulator.so", _identity(compiler), compilations, link, ("emulation",))
+
+
+def _cuda_emulated() -> Recipe:
+    compiler = cxx_compiler()
+    root = source_root()
+    sources = [(source, emulated_cuda_command()) for source in sorted((root / "cuda").rglob("*.cu"))]
+    # The CUDA ops as they are, attached for tensors on the CPU.
+    sources += [
+        (source, (*_torch_command(), _STABLE_ABI, "-DFUSEWRIGHT_CUDA_KEY=CPU")) for source in sorted((root / "ops").glob("*_cuda.cpp"))
+    ]
+    stand_in_command = (*_torch_command(), "-I", str(root / "emulation"))
+    sources += [(source, stand_in_command) for source in sorted((root / "emulation" / "torch").glob("*.cpp"))]
+    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source, command in sources)
+    # Symbolic: functions of torch that the library stands in for, and kernels of the real CUDA library, have the names
+    # of its own.
+    link = (compiler, "-shared", "-Wl,-Bsymbolic", *_link_torch())
+    return Recipe(
+        "cuda_emulated", "libfusewright_cuda_emulated.so", _identity(compiler), compilations, link,
+        ("cuda", "emulation", "include", "ops"), ("emulator",),
+    )  # fmt: skip
+
+
 LIBRARIES: dict[str, Callable[[], Recipe]] = {
     "cpu": _cpu,
     "ops_cpu": lambda: _ops("cpu"),
     "host": _host,
     "cuda": _cuda,
     "ops_cuda": lambda: _ops("cuda"),
+    "emulator": _emulator,
+    "cuda_emulated": _cuda_emulated,
 }
+# Built when a test asks for them.
+TEST_LIBRARIES = ("emulator", "cuda_emulated")

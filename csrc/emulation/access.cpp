@@ -1,0 +1,87 @@
+// Where an access of a kernel's thread goes: its own stack, shared memory, registered buffers, constants.
+
+#include <link.h>
+
+#include "grid.h"
+
+namespace fusewright::emulation {
+namespace {
+
+const char* verb(Access access) {
+  return access == Access::read ? "reads " : access == Access::write ? "writes " : "atomically updates ";
+}
+
+}  // namespace
+
+void Grid::check_access(const void* pointer, size_t bytes, Access access, const void* pc) {
+  Thread& thread = *current_;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  if (address - thread.stack < stack_bytes) return;
+  const auto explain = [&](const std::string& where, const std::string& why) {
+    fail(verb(access) + std::to_string(bytes) + " bytes at " + where + ": " + why, pc);
+  };
+  const Observer observer = {thread.clock.agent(), thread.clock.now(), false, &thread.clock.others()};
+  const auto check = [&](Region& region, const auto& where) {
+    const std::string wrong = checker_.check(region, address - region.begin(), bytes, access, observer,
+                                             [&](int agent) { return name_of_agent(agent); });
+    if (!wrong.empty()) explain(where(), wrong);
+  };
+
+  SharedMemory& shared = thread.block->shared;
+  if (shared.contains(address)) {
+    if (!shared.is_valid(address, bytes)) explain(shared.describe(address), "out of range");
+    check(shared.region(), [&] { return shared.describe(address); });
+    return;
+  }
+  if (Region* buffer = global_memory_.find(address)) {
+    const size_t offset = address - buffer->begin();
+    const auto where = [&] {
+      return "byte " + std::to_string(offset) + " of buffer '" + buffer->name() + "' (" +
+             std::to_string(buffer->bytes()) + " bytes)";
+    };
+    if (offset + bytes > buffer->bytes()) explain(where(), "out of range");
+    if (access != Access::read && !buffer->writable()) explain(where(), "the buffer is read-only");
+    check(*buffer, where);
+    return;
+  }
+  if (access == Access::read) {
+    const uintptr_t arguments = reinterpret_cast<uintptr_t>(arguments_);
+    if (address - arguments < arguments_bytes_ || is_constant(address, bytes)) return;
+  }
+  for (const auto& block : blocks_) {
+    if (block->shared.contains(address)) explain("shared memory of another block", "out of range");
+  }
+  for (const Thread& other : threads_) {
+    if (address - other.stack < stack_bytes) explain("local memory of " + name_of(other), "out of range");
+  }
+  explain("an address that is no kernel's", "out of range, " + global_memory_.describe(address));
+}
+
+// Tables of constants, and the built-in variables, lie in the libraries' own segments.
+bool Grid::is_constant(uintptr_t address, size_t bytes) {
+  for (const Range& range : constants_) {
+    if (address >= range.begin && address + bytes <= range.end) return true;
+  }
+  struct Search {
+    uintptr_t address;
+    Range found;
+  } search = {address, {0, 0}};
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        Search& search = *static_cast<Search*>(data);
+        for (int i = 0; i < info->dlpi_phnum; ++i) {
+          const auto& header = info->dlpi_phdr[i];
+          const uintptr_t begin = info->dlpi_addr + header.p_vaddr;
+          if (header.p_type == PT_LOAD && search.address - begin < header.p_memsz) {
+            search.found = {begin, begin + header.p_memsz};
+          }
+        }
+        return 0;
+      },
+      &search);
+  if (search.found.end == 0) return false;
+  constants_.push_back(search.found);
+  return address + bytes <= search.found.end;
+}
+
+}  // namespace fusewright::emulation
