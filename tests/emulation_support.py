@@ -89,9 +89,22 @@ def compile_for_emulator(source: Path, target: Path, includes: Sequence[Path] = 
     command = list(toolchain.emulated_cuda_command())
     first = command.index("-I")
     command[first:first] = [part for folder in includes for part in ("-I", str(folder))]
-    command += ["-shared", "-Wl,-Bsymbolic", str(source), "-o", str(target)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    compiled = target.with_suffix(".o")
+    # Linked without the option that asked for instrumentation, as it would bring in the library that it is made for.
+    for step in (
+        [*command, "-c", str(source), "-o", str(compiled)],
+        [
+            command[0],
+            "-shared",
+            "-Wl,-Bsymbolic",
+            str(compiled),
+            "-o",
+            str(target),
+            str(build_cache.path_of("emulator")),
+        ],
+    ):
+        result = subprocess.run(step, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
     return ctypes.CDLL(str(target))
 
 

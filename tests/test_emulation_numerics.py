@@ -76,15 +76,16 @@ def test_every_kernel_of_softmax(width):
             continue  # one kernel serves every width along another dimension
         input = CUDA.tensor(*shape)
         actual = with_gradients(lambda x, dim=dim: functional.softmax(x, dim, backend="cuda"), [input])
-        oracle = with_gradients(
-            lambda x, dim=dim: softmax_reference.softmax(x, dim, torch.float64), [input.double()]
-        )
+        oracle = with_gradients(lambda x, dim=dim: softmax_reference.softmax(x, dim, torch.float64), [input.double()])
         _assert_accurate(actual, oracle, magnitude=testing.rms(oracle[0]) * 4)
 
 
 @add_norms
 def test_the_fused_addition_with_dropout_draws_the_mask_of_the_cpu(op):
-    inputs = [CUDA.tensor(33, 130, seed=seed) for seed in range(2)] + [CUDA.tensor(130, seed=2), CUDA.tensor(130, seed=3)]
+    inputs = [CUDA.tensor(33, 130, seed=seed) for seed in range(2)] + [
+        CUDA.tensor(130, seed=2),
+        CUDA.tensor(130, seed=3),
+    ]
 
     def run(target):
         return with_gradients(lambda x, r, w, b: add_norm(op, target, x, r, w, b, dropout_p=0.4, seed=5), inputs)

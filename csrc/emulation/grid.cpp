@@ -212,8 +212,9 @@ std::string Grid::describe_deadlock() const {
         ++last;
       }
       if (!thread.exited) {
-        report += "  block " + text(thread.block->index) + " warp " + std::to_string(thread.number_in_block / warp_size) +
-                  " lanes " + std::to_string(lane) + "-" + std::to_string(last) + ": " + waits + "\n";
+        report += "  block " + text(thread.block->index) + " warp " +
+                  std::to_string(thread.number_in_block / warp_size) + " lanes " + std::to_string(lane) + "-" +
+                  std::to_string(last) + ": " + waits + "\n";
       }
       lane = last + 1;
     }

@@ -24,8 +24,8 @@ constexpr size_t stack_bytes = 128 * 1024;
 // What a parked thread waits for, for the report of a deadlock.
 struct Wait {
   enum class Kind { nothing, block_barrier, named_barrier, warp_collective } kind = Kind::nothing;
-  int barrier = 0;      // its number
-  unsigned mask = 0;    // of lanes
+  int barrier = 0;    // its number
+  unsigned mask = 0;  // of lanes
   const void* pc = nullptr;
 };
 

@@ -17,11 +17,11 @@ inline void access(const void* address, size_t bytes, Access kind, const void* p
 #define FUSEWRIGHT_ACCESS(NAME, BYTES, KIND) \
   void NAME(void* address) { access(address, BYTES, Access::KIND, __builtin_return_address(0)); }
 
-#define FUSEWRIGHT_ACCESSES(PREFIX, KIND)  \
-  FUSEWRIGHT_ACCESS(PREFIX##1, 1, KIND)    \
-  FUSEWRIGHT_ACCESS(PREFIX##2, 2, KIND)    \
-  FUSEWRIGHT_ACCESS(PREFIX##4, 4, KIND)    \
-  FUSEWRIGHT_ACCESS(PREFIX##8, 8, KIND)    \
+#define FUSEWRIGHT_ACCESSES(PREFIX, KIND) \
+  FUSEWRIGHT_ACCESS(PREFIX##1, 1, KIND)   \
+  FUSEWRIGHT_ACCESS(PREFIX##2, 2, KIND)   \
+  FUSEWRIGHT_ACCESS(PREFIX##4, 4, KIND)   \
+  FUSEWRIGHT_ACCESS(PREFIX##8, 8, KIND)   \
   FUSEWRIGHT_ACCESS(PREFIX##16, 16, KIND)
 
 extern "C" {

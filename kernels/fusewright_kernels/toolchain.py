@@ -268,7 +268,8 @@ def _cuda_emulated() -> Recipe:
     sources = [(source, emulated_cuda_command()) for source in sorted((root / "cuda").rglob("*.cu"))]
     # The CUDA ops as they are, attached for tensors on the CPU.
     sources += [
-        (source, (*_torch_command(), _STABLE_ABI, "-DFUSEWRIGHT_CUDA_KEY=CPU")) for source in sorted((root / "ops").glob("*_cuda.cpp"))
+        (source, (*_torch_command(), _STABLE_ABI, "-DFUSEWRIGHT_CUDA_KEY=CPU"))
+        for source in sorted((root / "ops").glob("*_cuda.cpp"))
     ]
     stand_in_command = (*_torch_command(), "-I", str(root / "emulation"))
     sources += [(source, stand_in_command) for source in sorted((root / "emulation" / "torch").glob("*.cpp"))]

@@ -40,9 +40,7 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
   return fusewright::emulation::shuffle_as(fusewright::emulation::Shuffle::exclusive_or, mask, value, lane_mask, width);
 }
-inline unsigned __ballot_sync(unsigned mask, bool predicate) {
-  return fusewright::emulation::ballot(mask, predicate);
-}
+inline unsigned __ballot_sync(unsigned mask, bool predicate) { return fusewright::emulation::ballot(mask, predicate); }
 inline bool __any_sync(unsigned mask, bool predicate) { return fusewright::emulation::ballot(mask, predicate) != 0; }
 inline bool __all_sync(unsigned mask, bool predicate) { return fusewright::emulation::ballot(mask, predicate) == mask; }
 inline void __syncwarp(unsigned mask = 0xFFFFFFFFu) { fusewright::emulation::sync_warp(mask); }
