@@ -57,6 +57,42 @@ void Grid::check_access(const void* pointer, size_t bytes, Access access, const 
   explain("an address that is no kernel's", "out of range, " + global_memory_.describe(address));
 }
 
+void Grid::check_async_access(const AsyncOperation& operation, const void* pointer, size_t bytes, Access access,
+                              const void* pc) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  const auto explain = [&](const std::string& where, const std::string& why) {
+    fail(operation.name + " " + verb(access) + std::to_string(bytes) + " bytes at " + where + ": " + why, pc);
+  };
+  const auto check = [&](Region& region, const auto& where) {
+    const std::string wrong = checker_.check(region, address - region.begin(), bytes, access, operation.observer(),
+                                             [&](int agent) { return name_of_agent(agent); });
+    if (!wrong.empty()) explain(where(), wrong);
+  };
+  SharedMemory& shared = operation.block->shared;
+  if (shared.contains(address)) {
+    if (!shared.is_valid(address, bytes)) explain(shared.describe(address), "out of range");
+    check(shared.region(), [&] { return shared.describe(address); });
+    return;
+  }
+  Region* buffer = global_memory_.find(address);
+  if (buffer == nullptr || address - buffer->begin() + bytes > buffer->bytes()) {
+    explain("an address that is no kernel's", "out of range, " + global_memory_.describe(address));
+  }
+  const auto where = [&] {
+    return "byte " + std::to_string(address - buffer->begin()) + " of buffer '" + buffer->name() + "'";
+  };
+  if (access != Access::read && !buffer->writable()) explain(where(), "the buffer is read-only");
+  check(*buffer, where);
+}
+
+std::string Grid::describe_shared(const void* pointer) const {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  for (const auto& block : blocks_) {
+    if (block->shared.contains(address)) return block->shared.describe(address);
+  }
+  return "an address that is not shared memory";
+}
+
 // Tables of constants, and the built-in variables, lie in the libraries' own segments.
 bool Grid::is_constant(uintptr_t address, size_t bytes) {
   for (const Range& range : constants_) {

@@ -55,7 +55,7 @@ void arrive(int number, int expected, bool wait, const void* pc) {
   if (!wait) {
     grid.maybe_yield();
   } else if (barrier.generation == generation) {
-    grid.park({expected == 0 ? Wait::Kind::block_barrier : Wait::Kind::named_barrier, number, 0, pc});
+    grid.park({expected == 0 ? Wait::Kind::block_barrier : Wait::Kind::named_barrier, number, 0, nullptr, 0, pc});
   }
 }
 
@@ -84,6 +84,13 @@ std::string describe(const Wait& wait, const Thread& thread) {
       return "barrier " + std::to_string(wait.barrier) + arrivals() + describe_code(wait.pc);
     case Wait::Kind::warp_collective:
       return describe_collective(wait.mask, grid.warp_of(thread)) + describe_code(wait.pc);
+    case Wait::Kind::mbarrier:
+      return "parity " + std::to_string(wait.parity) + " of " + describe_mbarrier(wait.mbarrier) +
+             describe_code(wait.pc);
+    case Wait::Kind::bulk_group:
+      return "its bulk copies" + describe_code(wait.pc);
+    case Wait::Kind::wgmma:
+      return "its wgmma, which the other warps of the warpgroup have not all issued" + describe_code(wait.pc);
     case Wait::Kind::nothing:
       break;
   }

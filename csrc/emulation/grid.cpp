@@ -65,12 +65,16 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
   const int threads_of_block = static_cast<int>(count(shape.block));
   const int warps_of_block = (threads_of_block + warp_size - 1) / warp_size;
   checker_.begin_run();
-  agents_ = blocks * threads_of_block;
-  live_threads_ = agents_;
+  live_threads_ = blocks * threads_of_block;
+  agents_ = live_threads_ + async_slots;
   one_warp_ahead_ = random_.below(2) == 0;
+  landing_ = static_cast<Landing>(random_.below(3));
+  asynchronous_.start_cluster(live_threads_);
+  waiting_.clear();
   while (static_cast<int>(blocks_.size()) < blocks) blocks_.push_back(std::make_unique<Block>());
-  threads_.resize(agents_);
+  threads_.resize(live_threads_);
   warps_.resize(blocks * warps_of_block);
+  warpgroups_.assign((warps_.size() + 3) / 4, Warpgroup());
   if (stacks_count_ < threads_.size()) {
     if (stacks_ != nullptr) munmap(stacks_, stacks_count_ * stack_bytes);
     stacks_count_ = threads_.size();
@@ -99,6 +103,7 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
       warp.runnable = warp.lanes == warp_size ? 0xFFFFFFFFu : (1u << warp.lanes) - 1;
       warp.exited = ~warp.runnable;
       warp.priority = static_cast<uint32_t>(random_.next());
+      warp.elected = static_cast<int>(random_.below(warp.lanes));
     }
     for (int t = 0; t < threads_of_block; ++t) {
       const int number = b * threads_of_block + t;
@@ -111,6 +116,9 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
       thread.lane = t % warp_size;
       thread.exited = false;
       thread.wait = Wait();
+      thread.bulk_groups.clear();
+      thread.open_bulk_group.reset();
+      thread.wgmma = WgmmaThread();
       thread.arrived_in.fill(0);
       thread.stack = reinterpret_cast<uintptr_t>(stacks_ + number * stack_bytes);
       thread.fiber.start(stacks_ + number * stack_bytes, stack_bytes, thread_main);
@@ -121,10 +129,22 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
 void Grid::run_cluster() {
   while (live_threads_ > 0) {
     Thread* thread = choose();
+    if (land_before(thread)) {
+      asynchronous_.land(random_.below(static_cast<uint32_t>(asynchronous_.pending())));
+      continue;
+    }
     if (thread == nullptr) fail("deadlock\n" + describe_deadlock(), nullptr);
     resume(*thread);
     if (failed_) throw Failure();
   }
+  const std::string unfinished = asynchronous_.unfinished();
+  if (!unfinished.empty()) fail(unfinished, nullptr);
+}
+
+bool Grid::land_before(const Thread* thread) {
+  if (asynchronous_.pending() == 0) return false;
+  if (thread == nullptr || landing_ == Landing::early) return true;
+  return landing_ == Landing::any && random_.below(8) == 0;
 }
 
 // A warp, then a lane of it. Where one warp is ahead it goes on as long as it can, and the order changes now and then.
@@ -161,6 +181,10 @@ void Grid::thread_main() {
 void Grid::exit_thread() {
   Thread& thread = *current_;
   Warp& warp = warp_of(thread);
+  if (!thread.bulk_groups.empty() || thread.open_bulk_group != nullptr) {
+    fail("exits without waiting for its bulk copies out of shared memory", nullptr);
+  }
+  if (thread.wgmma.waited < thread.wgmma.issued) fail("exits without waiting for its wgmma", nullptr);
   thread.exited = true;
   warp.runnable &= ~(1u << thread.lane);
   warp.exited |= 1u << thread.lane;
@@ -179,6 +203,21 @@ void Grid::park(const Wait& wait) {
   thread.wait = Wait();
 }
 
+void Grid::wait_until(const std::function<bool()>& ready, const Wait& wait) {
+  while (!ready()) {
+    waiting_.push_back({current_, &ready});
+    park(wait);
+  }
+}
+
+void Grid::wake_waiting() {
+  std::erase_if(waiting_, [&](const Waiting& waiting) {
+    if (!(*waiting.ready)()) return false;
+    make_runnable(*waiting.thread);
+    return true;
+  });
+}
+
 void Grid::make_runnable(Thread& thread) { warp_of(thread).runnable |= 1u << thread.lane; }
 
 void Grid::maybe_yield() {
@@ -189,7 +228,9 @@ std::string Grid::name_of(const Thread& thread) const {
   return "thread " + text(thread.index) + " of block " + text(thread.block->index);
 }
 
-std::string Grid::name_of_agent(int agent) const { return name_of(threads_[agent]); }
+std::string Grid::name_of_agent(int agent) const {
+  return agent < static_cast<int>(threads_.size()) ? name_of(threads_[agent]) : asynchronous_.name_of_agent(agent);
+}
 
 void Grid::fail(const std::string& what, const void* pc) {
   failed_ = true;

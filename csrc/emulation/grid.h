@@ -3,10 +3,12 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "asynchronous.h"
 #include "clock.h"
 #include "fiber.h"
 #include "include/emulation/execution.h"
@@ -14,6 +16,7 @@
 #include "random.h"
 #include "shared_memory.h"
 #include "warp_collective.h"
+#include "wgmma.h"
 
 namespace fusewright::emulation {
 
@@ -23,9 +26,19 @@ constexpr size_t stack_bytes = 128 * 1024;
 
 // What a parked thread waits for, for the report of a deadlock.
 struct Wait {
-  enum class Kind { nothing, block_barrier, named_barrier, warp_collective } kind = Kind::nothing;
+  enum class Kind {
+    nothing,
+    block_barrier,
+    named_barrier,
+    warp_collective,
+    mbarrier,
+    bulk_group,
+    wgmma
+  } kind = Kind::nothing;
   int barrier = 0;    // its number
   unsigned mask = 0;  // of lanes
+  const uint64_t* mbarrier = nullptr;
+  int parity = 0;
   const void* pc = nullptr;
 };
 
@@ -43,6 +56,9 @@ struct Thread {
   uintptr_t stack = 0;
   uint64_t received = 0;  // what a warp collective gave it
   Wait wait;
+  std::vector<std::shared_ptr<BulkGroup>> bulk_groups;  // committed, the oldest first
+  std::shared_ptr<BulkGroup> open_bulk_group;
+  WgmmaThread wgmma;
   std::array<uint32_t, named_barriers> arrived_in;  // the generation of each barrier, see NamedBarrier
 };
 
@@ -70,6 +86,7 @@ struct Warp {
   uint32_t runnable = 0;
   uint32_t exited = 0;
   uint32_t priority = 0;
+  int elected = 0;  // the lane that elect.sync chooses
   std::vector<WarpCollective> collectives;
 };
 
@@ -85,20 +102,28 @@ class Grid {
 
   bool in_kernel() const { return current_ != nullptr; }
   Thread& current() { return *current_; }
+  Warp& warp(int number) { return warps_[number]; }
+  Warpgroup& warpgroup(int number) { return warpgroups_[number]; }
+  Asynchronous& asynchronous() { return asynchronous_; }
   Warp& warp_of(const Thread& thread) { return warps_[thread.warp]; }
 
   // The current thread waits until make_runnable; others go on.
   void park(const Wait& wait);
   void make_runnable(Thread& thread);
+  // The current thread waits until `ready`, which is asked again after each asynchronous event.
+  void wait_until(const std::function<bool()>& ready, const Wait& wait);
+  void wake_waiting();
   // Lets others go first, now and then: before what others can see.
   void maybe_yield();
   [[noreturn]] void fail(const std::string& what, const void* pc);
 
-  int agents() const { return agents_; }
   Knowledge no_knowledge() const { return Knowledge(agents_); }
 
   // An access by the current thread.
   void check_access(const void* address, size_t bytes, Access access, const void* pc);
+  void check_async_access(const AsyncOperation& operation, const void* address, size_t bytes, Access access,
+                          const void* pc);
+  std::string describe_shared(const void* address) const;
   GlobalMemory& global_memory() { return global_memory_; }
   AccessChecker& checker() { return checker_; }
 
@@ -106,6 +131,7 @@ class Grid {
   void start_cluster(const LaunchShape& shape, uint3 first_block);
   void run_cluster();
   Thread* choose();
+  bool land_before(const Thread* thread);
   void resume(Thread& thread);
   static void thread_main();
   void exit_thread();
@@ -119,8 +145,16 @@ class Grid {
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
+  std::vector<Warpgroup> warpgroups_;
+  struct Waiting {
+    Thread* thread;
+    const std::function<bool()>* ready;
+  };
+  std::vector<Waiting> waiting_;
+  Asynchronous asynchronous_;
   int live_threads_ = 0;
   int agents_ = 0;
+  enum class Landing { early, late, any } landing_ = Landing::any;
   bool one_warp_ahead_ = false;  // the schedule prefers warps by priority, and so lets others lag behind
 
   std::string kernel_;

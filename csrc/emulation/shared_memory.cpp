@@ -23,8 +23,8 @@ std::string demangled(const char* name) {
 }  // namespace
 
 SharedMemory::SharedMemory()
-    // The widest swizzle repeats every 1024 bytes, and depends on the address.
-    : data_(static_cast<unsigned char*>(std::aligned_alloc(1024, shared_memory_room))),
+    // Swizzles and descriptors of matrices know the 18 low bits of an address.
+    : data_(static_cast<unsigned char*>(std::aligned_alloc(shared_memory_room, shared_memory_room))),
       region_("shared memory", data_, shared_memory_room, Region::Content::unwritten, true, true) {}
 
 SharedMemory::~SharedMemory() { std::free(data_); }

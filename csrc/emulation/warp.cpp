@@ -101,7 +101,7 @@ uint64_t meet(Kind kind, unsigned mask, uint64_t value, int operand, Shuffle shu
     deliver(complete, warp, pc);
     return thread.received;
   }
-  grid.park({Wait::Kind::warp_collective, 0, mask, pc});
+  grid.park({Wait::Kind::warp_collective, 0, mask, nullptr, 0, pc});
   return thread.received;
 }
 

@@ -36,6 +36,9 @@ _CXX_FLAGS = (
     "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 )  # fmt: skip
 
+# Says that the sources named *_sm90 are part of the CUDA library: they use instructions of Hopper alone.
+_SM90 = ("-DFUSEWRIGHT_CUDA_SM90",)
+
 SANITIZER_FLAGS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"),
     "thread": ("-fsanitize=thread", "-g"),
@@ -178,13 +181,21 @@ def cuda_architectures() -> list[str]:
 
 def _cuda() -> Recipe:
     compiler = nvcc_compiler()
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_architectures()]
-    flags = ("-std=c++20", "-O3", *targets, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static")
-    folder = source_root() / "cuda"
-    command = (compiler, *flags, "--resource-usage", *_include())
-    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.rglob("*.cu")))
-    link = (compiler, *flags, "-shared", "-Xlinker", "-soname,libfusewright_cuda.so")
-    return Recipe("cuda", "libfusewright_cuda.so", _identity(compiler), compilations, link, ("cuda", "include"))
+    architectures = cuda_architectures()
+    hopper = [arch for arch in architectures if arch == "90a"]
+    flags = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static")
+    command = (compiler, *flags, "--resource-usage", *(_SM90 if hopper else ()), *_include())
+    compilations = []
+    for source in sorted((source_root() / "cuda").rglob("*.cu")):
+        targets = hopper if source.stem.endswith("_sm90") else architectures
+        if targets:
+            compilations.append(Compilation(source, f"{source.stem}.o", (*command, *_code_for(targets))))
+    link = (compiler, *flags, *_code_for(architectures), "-shared", "-Xlinker", "-soname,libfusewright_cuda.so")
+    return Recipe("cuda", "libfusewright_cuda.so", _identity(compiler), tuple(compilations), link, ("cuda", "include"))
+
+
+def _code_for(architectures: list[str]) -> list[str]:
+    return [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
 
 
 def _torch_folder() -> Path:
@@ -249,7 +260,7 @@ def emulated_cuda_command() -> tuple[str, ...]:
     fused = ("-mfma",) if platform.machine() == "x86_64" else ()
     return (
         cxx_compiler(), "-std=c++20", "-O2", "-g1", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", *fused, "-Wall",
-        "-Wextra", "-Wno-unknown-pragmas", "-fsanitize=thread", "-I", str(folder / "include"), *_include(), "-x", "c++",
+        "-Wextra", "-Wno-unknown-pragmas", "-fsanitize=thread", *_SM90, "-I", str(folder / "include"), *_include(), "-x", "c++",
     )  # fmt: skip
 
 

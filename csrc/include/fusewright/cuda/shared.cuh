@@ -19,11 +19,17 @@ __device__ __forceinline__ T& block_shared() {
   return *reinterpret_cast<T*>(storage);
 }
 
-// The dynamic shared memory that the launch asked for, aligned to 16 bytes.
+// The dynamic shared memory that the launch asked for, aligned to 16 bytes; for the pattern of the 128-byte swizzle, to
+// 1024.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
-  extern __shared__ uint4 dynamic_storage[];
-  return reinterpret_cast<T*>(dynamic_storage);
+  if constexpr (alignof(T) > 16) {
+    extern __shared__ __align__(1024) unsigned char aligned_dynamic_storage[];
+    return reinterpret_cast<T*>(aligned_dynamic_storage);
+  } else {
+    extern __shared__ uint4 dynamic_storage[];
+    return reinterpret_cast<T*>(dynamic_storage);
+  }
 }
 
 #else
