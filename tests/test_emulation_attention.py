@@ -146,8 +146,8 @@ MUTATIONS = {
     "logits read in flight": ("wgmma_wait<1>(logits);", "", ""),
     "sums rescaled in flight": ("wgmma_wait<0>(sums);\n      release", "release", ""),
     "weights packed in flight": (
-        "softmax.add_tile(logits, tiles.key(n), first_query);\n      wgmma_wait<0>(sums);",
-        "softmax.add_tile(logits, tiles.key(n), first_query);\n      pack<T>(logits, weights);\n      wgmma_wait<0>(sums);",
+        "tiles.key(n), first_query);\n      wgmma_wait<0>(sums);",
+        "tiles.key(n), first_query);\n      pack<T>(logits, weights);\n      wgmma_wait<0>(sums);",
         "operand registers were written",
     ),
     "no fence before products": ("wgmma_fence();", "", "wgmma.fence is missing"),

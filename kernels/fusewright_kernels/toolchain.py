@@ -260,7 +260,8 @@ def emulated_cuda_command() -> tuple[str, ...]:
     fused = ("-mfma",) if platform.machine() == "x86_64" else ()
     return (
         cxx_compiler(), "-std=c++20", "-O2", "-g1", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", *fused, "-Wall",
-        "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi", "-fsanitize=thread", *_SM90, "-I", str(folder / "include"), *_include(), "-x", "c++",
+        "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi", "-fsanitize=thread", *_SM90,
+        "-I", str(folder / "include"), *_include(), "-x", "c++",
     )  # fmt: skip
 
 
