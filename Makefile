@@ -65,5 +65,7 @@ else
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==$(TORCH_VERSION) triton==$(TRITON_VERSION)
 	$(BIN)/python -m pip install -q -e '.[bench,test,dev]'
+	# Headers that some tests compare layouts with; none of what the package itself asks for is needed.
+	$(BIN)/python -m pip install -q --no-deps nvidia-cutlass==4.2.0.0
 endif
 	touch $@
