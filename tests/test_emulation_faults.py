@@ -27,7 +27,16 @@ FAULTS = {
     "second_arrival": ("second arrival at barrier 2",),
     "barrier_counts_differ": ("barrier 3 for", "others have arrived at it for"),
     "lanes_missing": ("mask 0xffffffff",),
+    "missing_proxy_fence": ("a bulk addition", "no fence.proxy.async between", "the write by thread"),
+    "overwritten_in_flight": ("race with the",),
+    "bytes_differ": (),
+    "copy_not_waited_for": ("'dynamic shared memory'",),
+    "missing_cluster_barrier": ("reads 4 bytes at byte", "'dynamic shared memory'"),
+    "block_ends_early": ("that block has ended",),
 }
+
+
+TWO_BLOCKS = ("blocks_race", "missing_cluster_barrier", "block_ends_early")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +47,9 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def _run(library: ctypes.CDLL, entry: str, fault: bool, seed: int) -> int:
-    output = torch.full((256 if entry == "blocks_race" else 128,), -1, dtype=torch.int32)
+    output = torch.zeros(256 if entry in TWO_BLOCKS else 128, dtype=torch.int32)
     emulation_support.set_seed(seed)
-    with emulation_support.buffers(output=output, written=False):
+    with emulation_support.buffers(output=output):
         return getattr(library, entry)(int(fault), ctypes.c_void_p(output.data_ptr()))
 
 

@@ -95,6 +95,24 @@ def test_products_of_registers_and_columns(cute, probe):
     assert torch.equal(actual, a.float() @ b.float())
 
 
+def test_products_of_a_warp(cute, probe):
+    a, b, d = _random(16, 16), _random(16, 8), torch.empty(128)
+    registers_a, registers_b = torch.empty(256, dtype=torch.bfloat16), torch.empty(128, dtype=torch.bfloat16)
+    with (
+        emulation_support.buffers(a=a, b=b, writable=False),
+        emulation_support.buffers(registers_a=registers_a, registers_b=registers_b, d=d, written=False),
+    ):
+        tensors = (a, b, registers_a, registers_b, d)
+        error = probe.warp_product(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors))
+    assert error == 0, emulation_support.report()
+    # CuTe counts column by column; of b, the first index is the column of the matrix.
+    assert torch.equal(registers_a, a.T.reshape(-1)[cute["warp_a"]])
+    assert torch.equal(registers_b, b.reshape(-1)[cute["warp_b"]])
+    result = torch.empty(128)
+    result[cute["warp_d"]] = d
+    assert torch.equal(result.view(8, 16).T, a.float() @ b.float())
+
+
 @pytest.mark.parametrize("name", ["rows", "columns"])
 def test_descriptors(cute, probe, name):
     leading, stride, swizzle = cute[f"{name}_descriptor"].tolist()

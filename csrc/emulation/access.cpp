@@ -20,15 +20,16 @@ void Grid::check_access(const void* pointer, size_t bytes, Access access, const 
   const auto explain = [&](const std::string& where, const std::string& why) {
     fail(verb(access) + std::to_string(bytes) + " bytes at " + where + ": " + why, pc);
   };
-  const Observer observer = {thread.clock.agent(), thread.clock.now(), false, &thread.clock.others()};
+  const Observer observer = {thread.clock.agent(), thread.clock.now(), false, true, &thread.clock.others()};
   const auto check = [&](Region& region, const auto& where) {
     const std::string wrong = checker_.check(region, address - region.begin(), bytes, access, observer,
                                              [&](int agent) { return name_of_agent(agent); });
     if (!wrong.empty()) explain(where(), wrong);
   };
 
-  SharedMemory& shared = thread.block->shared;
-  if (shared.contains(address)) {
+  if (Block* block = block_of(address)) {
+    SharedMemory& shared = block->shared;
+    if (block->live_threads == 0) explain("shared memory of another block", "that block has ended");
     if (!shared.is_valid(address, bytes)) explain(shared.describe(address), "out of range");
     check(shared.region(), [&] { return shared.describe(address); });
     return;
@@ -48,9 +49,6 @@ void Grid::check_access(const void* pointer, size_t bytes, Access access, const 
     const uintptr_t arguments = reinterpret_cast<uintptr_t>(arguments_);
     if (address - arguments < arguments_bytes_ || is_constant(address, bytes)) return;
   }
-  for (const auto& block : blocks_) {
-    if (block->shared.contains(address)) explain("shared memory of another block", "out of range");
-  }
   for (const Thread& other : threads_) {
     if (address - other.stack < stack_bytes) explain("local memory of " + name_of(other), "out of range");
   }
@@ -68,8 +66,8 @@ void Grid::check_async_access(const AsyncOperation& operation, const void* point
                                              [&](int agent) { return name_of_agent(agent); });
     if (!wrong.empty()) explain(where(), wrong);
   };
-  SharedMemory& shared = operation.block->shared;
-  if (shared.contains(address)) {
+  if (Block* block = block_of(address)) {
+    SharedMemory& shared = block->shared;
     if (!shared.is_valid(address, bytes)) explain(shared.describe(address), "out of range");
     check(shared.region(), [&] { return shared.describe(address); });
     return;
@@ -92,6 +90,22 @@ std::string Grid::describe_shared(const void* pointer) const {
   }
   return "an address that is not shared memory";
 }
+
+namespace {
+
+template <class T>
+T add(T* address, T value, const void* pc) {
+  grid.check_access(address, sizeof(T), Access::atomic, pc);
+  const T before = *address;
+  *address = before + value;
+  grid.maybe_yield();
+  return before;
+}
+
+}  // namespace
+
+float atomic_add(float* address, float value) { return add(address, value, __builtin_return_address(0)); }
+int atomic_add(int* address, int value) { return add(address, value, __builtin_return_address(0)); }
 
 // Tables of constants, and the built-in variables, lie in the libraries' own segments.
 bool Grid::is_constant(uintptr_t address, size_t bytes) {

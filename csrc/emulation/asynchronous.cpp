@@ -1,11 +1,22 @@
 #include "asynchronous.h"
 
+#include <cstring>
 #include <utility>
 
+#include "emulation/asynchronous.h"
 #include "grid.h"
-#include "include/emulation/asynchronous.h"
 
 namespace fusewright::emulation {
+namespace {
+
+void check_bulk(const void* shared, const void* global, int bytes, const void* pc) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0 || bytes <= 0 ||
+      bytes % 16 != 0) {
+    grid.fail("a bulk copy of " + std::to_string(bytes) + " bytes: 16 must divide them and both addresses", pc);
+  }
+}
+
+}  // namespace
 
 void Asynchronous::start_cluster(int threads) {
   threads_ = threads;
@@ -55,15 +66,51 @@ void bulk_commit() {
   thread.bulk_groups.push_back(std::move(thread.open_bulk_group));
 }
 
-void bulk_wait_read(int pending) {
-  Thread& thread = grid.current();
-  const void* pc = __builtin_return_address(0);
-  while (static_cast<int>(thread.bulk_groups.size()) > pending) {
-    const std::shared_ptr<BulkGroup> group = thread.bulk_groups.front();
+void bulk_wait_read(int pending) { wait_for_groups(grid.current().bulk_groups, pending, __builtin_return_address(0)); }
+
+void wait_for_groups(std::vector<std::shared_ptr<BulkGroup>>& groups, int pending, const void* pc) {
+  while (static_cast<int>(groups.size()) > pending) {
+    const std::shared_ptr<BulkGroup> group = groups.front();
     grid.wait_until([&] { return group->in_flight == 0; }, {Wait::Kind::bulk_group, 0, 0, nullptr, 0, pc});
-    thread.clock.acquire(group->landed);
-    thread.bulk_groups.erase(thread.bulk_groups.begin());
+    grid.current().clock.acquire(group->landed);
+    groups.erase(groups.begin());
   }
+}
+
+void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  const void* pc = __builtin_return_address(0);
+  check_bulk(shared, global, bytes, pc);
+  check_usable_by_copies(barrier, pc);
+  AsyncOperation operation = grid.asynchronous().issue("a bulk load to " + grid.describe_shared(shared));
+  operation.run = [=](const AsyncOperation& self) {
+    grid.check_async_access(self, global, bytes, Access::read, pc);
+    grid.check_async_access(self, shared, bytes, Access::write, pc);
+    std::memcpy(shared, global, bytes);
+    land_at(barrier, self, bytes);
+  };
+  grid.asynchronous().add(std::move(operation));
+  grid.maybe_yield();
+}
+
+void bulk_reduce_add(float* global, const float* shared, int bytes) {
+  const void* pc = __builtin_return_address(0);
+  check_bulk(shared, global, bytes, pc);
+  const std::shared_ptr<BulkGroup> group = open_bulk_group(grid.current());
+  AsyncOperation operation = grid.asynchronous().issue("a bulk addition from " + grid.describe_shared(shared));
+  operation.run = [=](const AsyncOperation& self) {
+    grid.check_async_access(self, shared, bytes, Access::read, pc);
+    grid.check_async_access(self, global, bytes, Access::atomic, pc);
+    for (int i = 0; i < bytes / static_cast<int>(sizeof(float)); ++i) global[i] += shared[i];
+    group->land(self);
+  };
+  grid.asynchronous().add(std::move(operation));
+  grid.maybe_yield();
+}
+
+std::shared_ptr<BulkGroup> open_bulk_group(Thread& thread) {
+  if (thread.open_bulk_group == nullptr) thread.open_bulk_group = std::make_shared<BulkGroup>();
+  ++thread.open_bulk_group->in_flight;
+  return thread.open_bulk_group;
 }
 
 void set_max_registers(int count) {

@@ -15,16 +15,18 @@
 namespace fusewright::emulation {
 
 struct Block;
+struct Thread;
 
 struct AsyncOperation {
   std::string name;
   Block* block = nullptr;
   int agent = 0;
   Time time = 0;
+  bool async_proxy = true;
   Knowledge knowledge;  // of those that issued it
   std::function<void(const AsyncOperation&)> run;
 
-  Observer observer() const { return {agent, time, true, &knowledge}; }
+  Observer observer() const { return {agent, time, async_proxy, false, &knowledge}; }
   // What whoever waits for its end acquires.
   Knowledge released() const {
     Knowledge result = knowledge.copy();
@@ -47,10 +49,19 @@ struct Mbarrier {
   std::vector<int> arrivals;  // agents, in this phase
 };
 
-// Bulk copies of one thread out of shared memory that it waits for together.
+// Copies of one thread that it waits for together.
 struct BulkGroup {
   int in_flight = 0;
   Knowledge landed;
+
+  void land(const AsyncOperation& operation) {
+    --in_flight;
+    if (landed.empty()) {
+      landed = operation.released();
+    } else {
+      landed.join(operation.released());
+    }
+  }
 };
 
 // Slots for asynchronous operations among the agents. An operation that lands while others of its slot are still known
@@ -84,8 +95,15 @@ class Asynchronous {
   std::map<const uint64_t*, Mbarrier> mbarriers_;
 };
 
+// The group of copies that the thread issues now, with one more in flight.
+std::shared_ptr<BulkGroup> open_bulk_group(Thread& thread);
+// The current thread waits until at most `pending` of its groups, the newest, have not landed.
+void wait_for_groups(std::vector<std::shared_ptr<BulkGroup>>& groups, int pending, const void* pc);
 // The phase is over if all have arrived and all bytes have landed.
 void complete_phase_if_over(Mbarrier& barrier);
+// Fails unless the mbarrier is there and visible to copies; takes the bytes of a copy that has landed off it.
+void check_usable_by_copies(const uint64_t* barrier, const void* pc);
+void land_at(const uint64_t* barrier, const AsyncOperation& operation, int bytes);
 // "mbarrier at byte 8 of ..., phase 3, ...".
 std::string describe_mbarrier(const uint64_t* barrier);
 

@@ -1,5 +1,7 @@
 // Barriers of a block: __syncthreads and the numbered ones.
 
+#include <utility>
+
 #include "grid.h"
 
 namespace fusewright::emulation {
@@ -61,6 +63,52 @@ void arrive(int number, int expected, bool wait, const void* pc) {
 
 }  // namespace
 
+int cluster_rank() { return grid.current().block->rank; }
+
+void cluster_sync() {
+  const void* pc = __builtin_return_address(0);
+  Thread& thread = grid.current();
+  ClusterBarrier& barrier = grid.cluster_barrier();
+  if (barrier.arrived == 0) barrier.knowledge = grid.no_knowledge();
+  thread.clock.add_to(barrier.knowledge);
+  thread.clock.advance();
+  barrier.waiting.push_back(&thread);
+  // Threads that have exited count as arrived, as those of a block do.
+  if (++barrier.arrived < grid.live_threads()) {
+    grid.park({Wait::Kind::cluster_barrier, 0, 0, nullptr, 0, pc});
+    return;
+  }
+  complete_cluster_barrier();
+}
+
+void complete_cluster_barrier() {
+  const ClusterBarrier complete = std::exchange(grid.cluster_barrier(), ClusterBarrier());
+  for (Thread* other : complete.waiting) {
+    other->clock.become(complete.knowledge);
+    grid.make_runnable(*other);
+  }
+}
+
+Block* block_of(uintptr_t address) {
+  for (int rank = 0; rank < grid.blocks_of_cluster(); ++rank) {
+    Block& block = *grid.blocks()[rank];
+    if (block.shared.contains(address)) return &block;
+  }
+  return nullptr;
+}
+
+void* shared_of_rank(const void* own, int rank) {
+  const void* pc = __builtin_return_address(0);
+  const SharedMemory& shared = grid.current().block->shared;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(own);
+  if (!shared.contains(address)) grid.fail("mapa of an address that is not the block's shared memory", pc);
+  if (rank < 0 || rank >= grid.blocks_of_cluster()) {
+    grid.fail("block " + std::to_string(rank) + " of a cluster of " + std::to_string(grid.blocks_of_cluster()), pc);
+  }
+  unsigned char* other = grid.blocks()[rank]->shared.dynamic();
+  return other + (address - reinterpret_cast<uintptr_t>(shared.dynamic()));
+}
+
 void block_barrier() { arrive(0, 0, true, __builtin_return_address(0)); }
 void named_barrier_sync(int barrier, int threads) { arrive(barrier, threads, true, __builtin_return_address(0)); }
 void named_barrier_arrive(int barrier, int threads) { arrive(barrier, threads, false, __builtin_return_address(0)); }
@@ -84,6 +132,9 @@ std::string describe(const Wait& wait, const Thread& thread) {
       return "barrier " + std::to_string(wait.barrier) + arrivals() + describe_code(wait.pc);
     case Wait::Kind::warp_collective:
       return describe_collective(wait.mask, grid.warp_of(thread)) + describe_code(wait.pc);
+    case Wait::Kind::cluster_barrier:
+      return "the cluster's barrier, " + std::to_string(grid.cluster_barrier().arrived) + " of " +
+             std::to_string(grid.live_threads()) + " threads have arrived" + describe_code(wait.pc);
     case Wait::Kind::mbarrier:
       return "parity " + std::to_string(wait.parity) + " of " + describe_mbarrier(wait.mbarrier) +
              describe_code(wait.pc);

@@ -71,6 +71,8 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
   landing_ = static_cast<Landing>(random_.below(3));
   asynchronous_.start_cluster(live_threads_);
   waiting_.clear();
+  blocks_of_cluster_ = blocks;
+  cluster_barrier_ = ClusterBarrier();
   while (static_cast<int>(blocks_.size()) < blocks) blocks_.push_back(std::make_unique<Block>());
   threads_.resize(live_threads_);
   warps_.resize(blocks * warps_of_block);
@@ -90,6 +92,7 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
     Block& block = *blocks_[b];
     const uint3 offset = index_in(shape.cluster, b);
     block.index = {first_block.x + offset.x, first_block.y + offset.y, first_block.z + offset.z};
+    block.rank = b;
     block.threads = threads_of_block;
     block.live_threads = threads_of_block;
     block.shared.start_block(shape.dynamic_shared_bytes);
@@ -118,6 +121,8 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
       thread.wait = Wait();
       thread.bulk_groups.clear();
       thread.open_bulk_group.reset();
+      thread.copy_groups.clear();
+      thread.open_copy_group.reset();
       thread.wgmma = WgmmaThread();
       thread.arrived_in.fill(0);
       thread.stack = reinterpret_cast<uintptr_t>(stacks_ + number * stack_bytes);
@@ -192,6 +197,7 @@ void Grid::exit_thread() {
   --thread.block->live_threads;
   check_no_collective_waits_for(thread);
   complete_barriers_without(*thread.block);
+  if (cluster_barrier_.arrived > 0 && cluster_barrier_.arrived >= live_threads_) complete_cluster_barrier();
   thread.fiber.switch_to(scheduler_);
 }
 

@@ -10,8 +10,8 @@
 
 #include "asynchronous.h"
 #include "clock.h"
+#include "emulation/execution.h"
 #include "fiber.h"
-#include "include/emulation/execution.h"
 #include "memory.h"
 #include "random.h"
 #include "shared_memory.h"
@@ -30,6 +30,7 @@ struct Wait {
     nothing,
     block_barrier,
     named_barrier,
+    cluster_barrier,
     warp_collective,
     mbarrier,
     bulk_group,
@@ -58,6 +59,8 @@ struct Thread {
   Wait wait;
   std::vector<std::shared_ptr<BulkGroup>> bulk_groups;  // committed, the oldest first
   std::shared_ptr<BulkGroup> open_bulk_group;
+  std::vector<std::shared_ptr<BulkGroup>> copy_groups;  // of cp.async
+  std::shared_ptr<BulkGroup> open_copy_group;
   WgmmaThread wgmma;
   std::array<uint32_t, named_barriers> arrived_in;  // the generation of each barrier, see NamedBarrier
 };
@@ -75,8 +78,16 @@ struct Block {
   uint3 index;
   int threads = 0;
   int live_threads = 0;
+  int rank = 0;  // in the cluster
   SharedMemory shared;
   std::array<NamedBarrier, named_barriers> barriers;
+};
+
+// The barrier of all threads of a cluster.
+struct ClusterBarrier {
+  int arrived = 0;
+  Knowledge knowledge;
+  std::vector<Thread*> waiting;
 };
 
 struct Warp {
@@ -104,6 +115,10 @@ class Grid {
   Thread& current() { return *current_; }
   Warp& warp(int number) { return warps_[number]; }
   Warpgroup& warpgroup(int number) { return warpgroups_[number]; }
+  std::vector<std::unique_ptr<Block>>& blocks() { return blocks_; }
+  int blocks_of_cluster() const { return blocks_of_cluster_; }
+  ClusterBarrier& cluster_barrier() { return cluster_barrier_; }
+  int live_threads() const { return live_threads_; }
   Asynchronous& asynchronous() { return asynchronous_; }
   Warp& warp_of(const Thread& thread) { return warps_[thread.warp]; }
 
@@ -152,6 +167,8 @@ class Grid {
   };
   std::vector<Waiting> waiting_;
   Asynchronous asynchronous_;
+  int blocks_of_cluster_ = 0;  // the first of blocks_, which is never made shorter
+  ClusterBarrier cluster_barrier_;
   int live_threads_ = 0;
   int agents_ = 0;
   enum class Landing { early, late, any } landing_ = Landing::any;
@@ -179,6 +196,9 @@ extern Grid grid;
 
 // Threads leave the barrier that the departure of another completes.
 void complete_barriers_without(Block& block);
+void complete_cluster_barrier();
+// The block of the cluster whose shared memory an address lies in, or nullptr.
+Block* block_of(uintptr_t address);
 void check_no_collective_waits_for(Thread& thread);
 std::string describe(const Wait& wait, const Thread& thread);
 std::string describe_collective(unsigned mask, const Warp& warp);

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "emulation/asynchronous.h"
 #include "grid.h"
-#include "include/emulation/asynchronous.h"
 
 namespace fusewright::emulation {
 namespace {
@@ -79,6 +79,23 @@ void complete_phase_if_over(Mbarrier& barrier) {
   barrier.pending = barrier.expected;
   ++barrier.phase;
   grid.wake_waiting();
+}
+
+void check_usable_by_copies(const uint64_t* address, const void* pc) {
+  const auto& barriers = grid.asynchronous().mbarriers();
+  const auto found = barriers.find(address);
+  if (found == barriers.end()) grid.fail("there is no mbarrier at " + grid.describe_shared(address), pc);
+  if (!found->second.fenced) {
+    grid.fail("fence.mbarrier_init is missing before an asynchronous copy uses " + describe_mbarrier(address), pc);
+  }
+}
+
+void land_at(const uint64_t* address, const AsyncOperation& operation, int bytes) {
+  Mbarrier& barrier = grid.asynchronous().mbarriers().at(address);
+  if (barrier.arriving.empty()) barrier.arriving = grid.no_knowledge();
+  barrier.arriving.join(operation.released());
+  barrier.bytes -= bytes;
+  complete_phase_if_over(barrier);
 }
 
 std::string describe_mbarrier(const uint64_t* address) {

@@ -20,9 +20,10 @@ struct Observer {
   int agent = 0;
   Time now = 0;
   bool async_proxy = false;
+  bool ordered = true;  // with its own earlier accesses, as a thread is and the copies of one slot are not
   const Knowledge* knowledge = nullptr;
 
-  Time knows(int other) const { return other == agent && !async_proxy ? now : knowledge->times()[other]; }
+  Time knows(int other) const { return other == agent && ordered ? now : knowledge->times()[other]; }
   // What an ordinary write must be known as for this observer to see it.
   Time sees(int other) const { return async_proxy ? knowledge->async_times()[other] : knows(other); }
 };

@@ -11,8 +11,8 @@
 #include <string>
 
 #include "control.h"
+#include "cuda_runtime.h"
 #include "grid.h"
-#include "include/cuda_runtime.h"
 
 namespace fusewright::emulation {
 namespace {

@@ -5,9 +5,9 @@
 #include <cstring>
 #include <functional>
 
+#include "cuda.h"
+#include "emulation/asynchronous.h"
 #include "grid.h"
-#include "include/cuda.h"
-#include "include/emulation/asynchronous.h"
 #include "swizzle.h"
 
 namespace fusewright::emulation {
@@ -98,11 +98,7 @@ void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, const 
   const Map decoded = decode(map, shared, pc);
   std::array<int, most_dimensions> at;
   std::copy_n(coordinates, decoded.rank, at.begin());
-  auto& barriers = grid.asynchronous().mbarriers();
-  if (!barriers.contains(barrier)) grid.fail("there is no mbarrier at " + grid.describe_shared(barrier), pc);
-  if (!barriers[barrier].fenced) {
-    grid.fail("fence.mbarrier_init is missing before an asynchronous copy uses " + describe_mbarrier(barrier), pc);
-  }
+  check_usable_by_copies(barrier, pc);
   AsyncOperation operation = grid.asynchronous().issue("the load of a tile to " + grid.describe_shared(shared));
   operation.run = [=](const AsyncOperation& self) {
     for_each_chunk(decoded, at.data(), static_cast<unsigned char*>(shared), [&](const Chunk& chunk) {
@@ -114,11 +110,7 @@ void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, const 
         std::memset(chunk.shared, 0, chunk.bytes);
       }
     });
-    Mbarrier& target = grid.asynchronous().mbarriers().at(barrier);
-    if (target.arriving.empty()) target.arriving = grid.no_knowledge();
-    target.arriving.join(self.released());
-    target.bytes -= box_bytes(decoded);
-    complete_phase_if_over(target);
+    land_at(barrier, self, box_bytes(decoded));
   };
   grid.asynchronous().add(std::move(operation));
   grid.maybe_yield();
@@ -126,13 +118,10 @@ void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, const 
 
 void tensor_store(const CUtensorMap* map, const void* shared, const int* coordinates) {
   const void* pc = __builtin_return_address(0);
-  Thread& thread = grid.current();
   const Map decoded = decode(map, shared, pc);
   std::array<int, most_dimensions> at;
   std::copy_n(coordinates, decoded.rank, at.begin());
-  if (thread.open_bulk_group == nullptr) thread.open_bulk_group = std::make_shared<BulkGroup>();
-  const std::shared_ptr<BulkGroup> group = thread.open_bulk_group;
-  ++group->in_flight;
+  const std::shared_ptr<BulkGroup> group = open_bulk_group(grid.current());
   AsyncOperation operation = grid.asynchronous().issue("the store of a tile from " + grid.describe_shared(shared));
   unsigned char* source = static_cast<unsigned char*>(const_cast<void*>(shared));
   operation.run = [=](const AsyncOperation& self) {
@@ -142,9 +131,7 @@ void tensor_store(const CUtensorMap* map, const void* shared, const int* coordin
       grid.check_async_access(self, chunk.global, chunk.bytes, Access::write, pc);
       std::memcpy(chunk.global, chunk.shared, chunk.bytes);
     });
-    --group->in_flight;
-    if (group->landed.empty()) group->landed = grid.no_knowledge();
-    group->landed.join(self.released());
+    group->land(self);
   };
   grid.asynchronous().add(std::move(operation));
   grid.maybe_yield();

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "include/emulation/warp.h"
+#include "emulation/warp.h"
 
 namespace fusewright::emulation {
 

@@ -2,9 +2,9 @@
 
 #include <cstring>
 
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
 #include "grid.h"
-#include "include/cuda_bf16.h"
-#include "include/cuda_fp16.h"
 #include "swizzle.h"
 
 namespace fusewright::emulation {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "asynchronous.h"
-#include "include/emulation/asynchronous.h"
+#include "emulation/asynchronous.h"
 
 namespace fusewright::emulation {
 

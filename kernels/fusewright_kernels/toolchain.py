@@ -268,7 +268,18 @@ def emulated_cuda_command() -> tuple[str, ...]:
 def _emulator() -> Recipe:
     compiler = cxx_compiler()
     folder = source_root() / "emulation"
-    command = (compiler, "-std=c++20", "-O3", "-fPIC", "-Wall", "-Wextra", "-I", str(folder))
+    command = (
+        compiler,
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-I",
+        str(folder),
+        "-I",
+        str(folder / "include"),
+    )
     compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.glob("*.cpp")))
     link = (compiler, "-shared", "-Wl,-soname,libfusewright_emulator.so")
     return Recipe("emulator", "libfusewright_emulator.so", _identity(compiler), compilations, link, ("emulation",))

@@ -61,6 +61,10 @@ int main() {
   print_matrix("columns", columns);
   print_fragment("accumulator", gmma::CLayout_64x128{});
   print_fragment("operand", gmma::ALayout_64x16{});
+  using Warp = MMA_Traits<SM80_16x8x16_F32BF16BF16F32_TN>;
+  print_fragment("warp_a", Warp::ALayout{});
+  print_fragment("warp_b", Warp::BLayout{});
+  print_fragment("warp_d", Warp::CLayout{});
   print_descriptor<gmma::Major::K, 64>("rows_descriptor", rows);
   print_descriptor<gmma::Major::MN, 128>("columns_descriptor", columns);
 }

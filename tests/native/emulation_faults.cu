@@ -1,7 +1,10 @@
 // Kernels with one fault each, and the same without it: the emulator must report the fault under every schedule and
 // nothing else ever. Each entry takes whether the fault is in, and one buffer of 256 int32 (some: of fewer).
 
+#include "fusewright/cuda/bulk_copy.cuh"
+#include "fusewright/cuda/cluster.cuh"
 #include "fusewright/cuda/launch.cuh"
+#include "fusewright/cuda/mma.cuh"
 #include "fusewright/cuda/named_barrier.cuh"
 #include "fusewright/cuda/reduce.cuh"
 #include "fusewright/cuda/shared.cuh"
@@ -98,9 +101,97 @@ __global__ void lanes_missing_kernel(bool fault, int* output) {
   output[threadIdx.x] = __shfl_xor_sync(fault ? 0xFFFFFFFFu : 0x0000FFFFu, threadIdx.x, 1);
 }
 
+// A copy out of shared memory sees what threads wrote by a fence only.
+__global__ void missing_proxy_fence_kernel(bool fault, int* output) {
+  auto& values = *dynamic_shared<Values>();
+  values.values[threadIdx.x] = __float_as_uint(static_cast<float>(threadIdx.x));
+  if (!fault) fence_async_proxy();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    bulk_reduce_add(reinterpret_cast<float*>(output), reinterpret_cast<const float*>(values.values), sizeof(values));
+    bulk_commit();
+    bulk_wait_read<0>();
+  }
+}
+
+// Shared memory is written again while a copy may still read it.
+__global__ void overwritten_in_flight_kernel(bool fault, int* output) {
+  auto& values = *dynamic_shared<Values>();
+  values.values[threadIdx.x] = 0;
+  fence_async_proxy();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    bulk_reduce_add(reinterpret_cast<float*>(output), reinterpret_cast<const float*>(values.values), sizeof(values));
+    bulk_commit();
+    if (!fault) bulk_wait_read<0>();
+    values.values[0] = 1;
+    bulk_wait_read<0>();
+  }
+}
+
+struct Loaded {
+  Values values;
+  uint64_t full;
+};
+
+// The barrier is told of fewer bytes than the copy has, or the copy is not waited for.
+__global__ void bytes_differ_kernel(bool fault, int* output) {
+  Loaded& loaded = *dynamic_shared<Loaded>();
+  if (threadIdx.x == 0) {
+    mbarrier_init(&loaded.full, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expect_bytes(&loaded.full, sizeof(Values) - (fault ? 16 : 0));
+    bulk_load(&loaded.values, output, sizeof(Values), &loaded.full);
+  }
+  __syncthreads();
+  mbarrier_wait(&loaded.full, 0);
+  output[threadIdx.x] = loaded.values.values[threadIdx.x] + 1;
+}
+
+// cp.async: others see it after their own thread has waited, and a barrier.
+__global__ void copy_not_waited_for_kernel(bool fault, int* output) {
+  auto& values = *dynamic_shared<Values>();
+  if (threadIdx.x < threads / 4) copy_async(values.values + 4 * threadIdx.x, output + 4 * threadIdx.x, true);
+  copy_async_commit();
+  if (!fault) copy_async_wait<0>();
+  __syncthreads();
+  output[threadIdx.x] = values.values[threads - 1 - threadIdx.x];
+}
+
+// Two blocks of a cluster; each reads what the other wrote.
+__global__ void missing_cluster_barrier_kernel(bool fault, int* output) {
+  auto& values = *dynamic_shared<Values>();
+  values.values[threadIdx.x] = cluster_rank();
+  if (!fault) cluster_sync();
+  const int other = shared_of_rank(values.values, 1 - cluster_rank())[threadIdx.x];
+  cluster_sync();
+  output[cluster_rank() * threads + threadIdx.x] = other;
+}
+
+// A block ends while the other may still read its shared memory.
+__global__ void block_ends_early_kernel(bool fault, int* output) {
+  auto& values = *dynamic_shared<Values>();
+  values.values[threadIdx.x] = cluster_rank();
+  cluster_sync();
+  int other = 0;
+  if (cluster_rank() == 0) {
+    for (int i = 0; i < threads; ++i) {
+      other += shared_of_rank(values.values, 1)[i];
+      atomicAdd(output, 1);
+    }
+  }
+  if (!fault) cluster_sync();
+  if (cluster_rank() == 0) output[threads + threadIdx.x] = other;
+}
+
+template <class Kernel>
+int run_cluster(Kernel kernel, int fault, int* output) {
+  return launch_clusters(kernel, dim3(2), dim3(threads), dim3(2), sizeof(Values), nullptr, fault != 0, output);
+}
+
 template <class Kernel>
 int run(Kernel kernel, int fault, int* output, unsigned blocks = 1) {
-  return launch(kernel, dim3(blocks), dim3(threads), 0, nullptr, fault != 0, output);
+  return launch(kernel, dim3(blocks), dim3(threads), sizeof(Loaded), nullptr, fault != 0, output);
 }
 
 }  // namespace
@@ -117,4 +208,12 @@ int barrier_some_miss(int fault, int* output) { return run(barrier_some_miss_ker
 int second_arrival(int fault, int* output) { return run(second_arrival_kernel, fault, output); }
 int barrier_counts_differ(int fault, int* output) { return run(barrier_counts_differ_kernel, fault, output); }
 int lanes_missing(int fault, int* output) { return run(lanes_missing_kernel, fault, output); }
+int missing_proxy_fence(int fault, int* output) { return run(missing_proxy_fence_kernel, fault, output); }
+int overwritten_in_flight(int fault, int* output) { return run(overwritten_in_flight_kernel, fault, output); }
+int bytes_differ(int fault, int* output) { return run(bytes_differ_kernel, fault, output); }
+int copy_not_waited_for(int fault, int* output) { return run(copy_not_waited_for_kernel, fault, output); }
+int missing_cluster_barrier(int fault, int* output) {
+  return run_cluster(missing_cluster_barrier_kernel, fault, output);
+}
+int block_ends_early(int fault, int* output) { return run_cluster(block_ends_early_kernel, fault, output); }
 }

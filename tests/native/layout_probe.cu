@@ -1,6 +1,8 @@
 // Small kernels that show where the emulated Hopper instructions expect and leave their elements.
 
 #include "fusewright/cuda/launch.cuh"
+#include "fusewright/cuda/mma.cuh"
+#include "fusewright/cuda/reduce.cuh"
 #include "fusewright/cuda/shared.cuh"
 #include "fusewright/cuda/tensor_map.cuh"
 #include "fusewright/cuda/wgmma.cuh"
@@ -82,6 +84,33 @@ __global__ void load_kernel(const __grid_constant__ LoadParams params, uint4* sh
   }
 }
 
+struct alignas(16) WarpTiles {
+  uint16_t a[16][16];
+  uint16_t b[16][8];
+};
+
+// d (16, 8) = a b of matrices in rows, and the operands' registers.
+__global__ void warp_product_kernel(const uint4* a, const uint4* b, uint32_t* registers_a, uint32_t* registers_b,
+                                    float* d) {
+  WarpTiles& tiles = *dynamic_shared<WarpTiles>();
+  if (threadIdx.x >= warp_size) return;
+  const int lane = threadIdx.x;
+  copy_async(reinterpret_cast<uint4*>(tiles.a) + lane, a + lane, true);
+  if (lane < 16) copy_async(reinterpret_cast<uint4*>(tiles.b) + lane, b + lane, true);
+  copy_async_commit();
+  copy_async_wait<0>();
+  __syncwarp();
+  uint32_t fragment_a[4], both_b[4];
+  load_matrices<false>(fragment_a, &tiles.a[lane % 8 + 8 * (lane / 8 % 2)][8 * (lane / 16)]);
+  load_matrices<true>(both_b, &tiles.b[lane % 16][0]);
+  const uint32_t fragment_b[2] = {both_b[0], both_b[1]};
+  float sums[4] = {};
+  mma<__nv_bfloat16>(sums, fragment_a, fragment_b);
+  for (int i = 0; i < 4; ++i) registers_a[4 * lane + i] = fragment_a[i];
+  for (int i = 0; i < 2; ++i) registers_b[2 * lane + i] = fragment_b[i];
+  for (int i = 0; i < 4; ++i) d[4 * lane + i] = sums[i];
+}
+
 template <class... Arguments>
 int run(void (*kernel)(Arguments...), Arguments... arguments) {
   return launch(kernel, dim3(1), dim3(warpgroup_size), sizeof(Tiles), nullptr, arguments...);
@@ -93,6 +122,10 @@ extern "C" {
 
 int rows_rows(const uint4* a, const uint4* b, float* d) { return run(rows_rows_kernel, a, b, d); }
 int registers_columns(const uint4* a, const uint4* b, float* d) { return run(registers_columns_kernel, a, b, d); }
+
+int warp_product(const uint4* a, const uint4* b, uint32_t* registers_a, uint32_t* registers_b, float* d) {
+  return run(warp_product_kernel, a, b, registers_a, registers_b, d);
+}
 
 // From a contiguous (128, 64) matrix.
 int load(void* matrix, uint4* shared_contents) {

@@ -18,6 +18,9 @@ void fence_async_proxy();
 // Tiles of a tensor map; coordinates are in elements, the fastest dimension first.
 void tensor_load(void* shared, const CUtensorMap_st* map, uint64_t* barrier, const int* coordinates);
 void tensor_store(const CUtensorMap_st* map, const void* shared, const int* coordinates);
+// Adjacent bytes, and the addition of float32 to global memory.
+void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier);
+void bulk_reduce_add(float* global, const float* shared, int bytes);
 // The bulk copies that this thread has issued since, as one group; and waits until at most `pending` of its groups
 // still read shared memory.
 void bulk_commit();

@@ -35,9 +35,17 @@ int launch(const void* address, const LaunchShape& shape, void (*run)(const void
 void* static_shared(const void* key, size_t bytes, size_t alignment, const char* name);
 void* dynamic_shared();
 
+// What a thread other than the caller may update at the same time. Returns what was there before.
+float atomic_add(float* address, float value);
+int atomic_add(int* address, int value);
+
 // __syncthreads, and bar.sync or bar.arrive of a numbered barrier with a number of threads.
 void block_barrier();
 void named_barrier_sync(int barrier, int threads);
 void named_barrier_arrive(int barrier, int threads);
+
+int cluster_rank();
+void cluster_sync();
+void* shared_of_rank(const void* own, int rank);
 
 }  // namespace fusewright::emulation
