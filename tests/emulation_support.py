@@ -11,15 +11,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 from fusewright_kernels import build_cache, dispatch, row_kernels, toolchain
+from fusewright_kernels.checks import LOW_PRECISION
 from fusewright_kernels.dispatch import Call
 
-ROW_OPS = ("norm", "softmax")
 _DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MOST_DIMENSIONS = 12
+
+
+def _unavailable_reason() -> str | None:
+    try:
+        toolchain.emulated_cuda_command()
+    except toolchain.ToolchainError as error:
+        return str(error)
+    return None
+
+
+needs_emulator = pytest.mark.skipif(_unavailable_reason() is not None, reason=str(_unavailable_reason()))
 
 
 @functools.cache
@@ -62,23 +74,30 @@ def device_memory() -> Iterator[None]:
         _kernels().fusewright_emulation_use_device_memory(0)
 
 
-def _refuse(call: Call) -> str | None:
+def _refuse_rows(call: Call) -> str | None:
     return row_kernels.refuse_unless_on("cpu", call)
+
+
+def _refuse_attention(call: Call) -> str | None:
+    return None if call.device_type == "cpu" and call.dtypes[0] in LOW_PRECISION else "no kernel takes it"
+
+
+_PREDICATES = {"norm": _refuse_rows, "softmax": _refuse_rows, "attention": _refuse_attention}
 
 
 @contextmanager
 def cuda_serves_the_cpu() -> Iterator[None]:
     """Inside the block, ``backend="cuda"`` runs the CUDA kernels on CPU tensors, emulated."""
-    predicates = {op: dispatch.predicates(op) for op in ROW_OPS}
+    before = {op: dispatch.predicates(op) for op in _PREDICATES}
     set_seed(0)
     with device_memory():
-        for op, backends in predicates.items():
-            dispatch.register(op, {**backends, "cuda": _refuse})
+        for op, backends in before.items():
+            dispatch.register(op, {**backends, "cuda": _PREDICATES[op]})
         dispatch.forget()
         try:
             yield
         finally:
-            for op, backends in predicates.items():
+            for op, backends in before.items():
                 dispatch.register(op, backends)
             dispatch.forget()
 

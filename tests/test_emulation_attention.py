@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusewright import testing
+from fusewright import functional, testing
 from fusewright_kernels import toolchain
-from fusewright_kernels.attention import op as attention  # noqa: F401, defines and attaches the op
+from fusewright_kernels.attention import backend_native
 
 NATIVE = Path(__file__).parent / "native"
 LAUNCH_FAILURE = 719
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = emulation_support.needs_emulator
 
 
 def _inputs(
@@ -109,6 +109,46 @@ def test_large_logits_and_infinities_as_in_the_plain_formula():
         output, _ = _run("cuda", [query, key, value], -1, -1, False)
         assert output[..., 5].isinf().all()
         assert output[..., :5].isfinite().all()
+
+
+def test_the_public_function_runs_it():
+    with emulation_support.cuda_serves_the_cpu():
+        query, key, value = _inputs(torch.bfloat16, 1, 4, 2, 70, 140, 64)
+        output, lse = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=True, return_lse=True, backend="cuda"
+        )
+        oracle, oracle_lse = functional.scaled_dot_product_attention(
+            query.double(), key.double(), value.double(), is_causal=True, enable_gqa=True, return_lse=True
+        )
+    testing.assert_accurate(output, oracle)
+    torch.testing.assert_close(lse.double(), oracle_lse, rtol=1e-5, atol=1e-5)
+
+
+def test_calls_that_hoppers_kernel_does_not_take_go_to_triton():
+    def overload(backend: str, *tensors: Tensor, mask: Tensor | None = None, scale: float = 1.0, softcap: float = 0.0):
+        arguments = (*tensors, mask, *(None,) * 6, 0, scale, softcap, 0.0, -1, -1, False)
+        return str(backend_native.forward_overload(backend, arguments))
+
+    def tensors(*shape: int, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+        return [torch.zeros(shape, dtype=dtype) for _ in range(3)]
+
+    plain = tensors(1, 2, 9, 64)
+    misaligned = [torch.zeros(1 + 2 * 9 * 64, dtype=torch.bfloat16)[1:].view(1, 2, 9, 64)] * 3
+    assert overload("cuda", *plain).endswith(".cuda")
+    assert overload("triton", *plain).endswith(".triton")
+    assert overload("cuda", *(tensor[:, :, :1].expand(1, 2, 9, 64) for tensor in plain)).endswith(".triton")
+    for others in (tensors(1, 2, 9, 80), tensors(1, 2, 0, 64), tensors(0, 2, 9, 64), misaligned):
+        assert overload("cuda", *others).endswith(".triton")
+    assert overload("cuda", *plain, mask=torch.ones(1, 1, 9, 9, dtype=torch.bool)).endswith(".triton")
+    assert overload("cuda", *plain, softcap=2.0).endswith(".triton")
+    assert overload("cuda", *plain, scale=-1.0).endswith(".triton")
+    assert str(backend_native.backward_overload("cuda")).endswith(".triton")
+
+
+def test_the_kernel_refuses_what_it_cannot_take():
+    refused = pytest.raises(RuntimeError, match="attention_forward: CUDA error 1, invalid argument")
+    with emulation_support.device_memory(), refused:
+        _run("cuda", _inputs(torch.bfloat16, 1, 1, 1, 8, 8, 80), -1, -1, False)
 
 
 # What is replaced in attention_forward_sm90.cuh, by what, and what the report says: None if there is none and only the

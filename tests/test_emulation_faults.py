@@ -10,6 +10,8 @@ import torch
 
 from fusewright_kernels import toolchain
 
+pytestmark = emulation_support.needs_emulator
+
 SEEDS = range(1, 21)
 NATIVE = Path(__file__).parent / "native"
 LAUNCH_FAILURE = 719

@@ -29,6 +29,7 @@ def _nvcc_missing() -> str | None:
 
 
 pytestmark = [
+    emulation_support.needs_emulator,
     pytest.mark.skipif(CUTLASS is None, reason="no CuTe: pip install --no-deps nvidia-cutlass==4.2.0.0"),
     pytest.mark.skipif(_nvcc_missing() is not None, reason=f"CuTe needs CUDA's headers: {_nvcc_missing()}"),
 ]
@@ -129,3 +130,21 @@ def test_tensor_copies_leave_rows_where_products_expect_them(cute, probe):
         error = probe.load(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in (matrix, contents)))
     assert error == 0, emulation_support.report()
     assert torch.equal(contents, _tile(matrix, cute["rows"])[: 128 * 64])
+
+
+@pytest.mark.parametrize("rows", [(100, 120), (128, 50), (1, 200)])
+def test_tensor_copies_end_with_the_tensor(probe, rows):
+    """Rows before the first and behind the last read as 0 and are not written."""
+    source, target = _random(rows[0], 64), torch.full((rows[1], 64), float("nan"), dtype=torch.bfloat16)
+    expected = target.clone()
+    expected[:125] = 0.0
+    common = min(*rows, 125)
+    expected[:common] = source[:common]
+    with (
+        emulation_support.buffers(source=source, writable=False),
+        emulation_support.buffers(target=target),
+    ):
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (source, target)]
+        error = probe.copy(pointers[0], ctypes.c_int64(rows[0]), pointers[1], ctypes.c_int64(rows[1]))
+    assert error == 0, emulation_support.report()
+    torch.testing.assert_close(target, expected, rtol=0, atol=0, equal_nan=True)

@@ -14,6 +14,8 @@ from fusewright.testing import layouts
 from fusewright_kernels.normalization import reference as normalization
 from fusewright_kernels.softmax import reference as softmax_reference
 
+pytestmark = emulation_support.needs_emulator
+
 CUDA = Target("cuda", "cpu")
 SEEDS = range(1, 13)
 

@@ -44,4 +44,7 @@ void __tsan_write_range(void* address, size_t bytes) {
   access(address, bytes, Access::write, __builtin_return_address(0));
 }
 void __tsan_vptr_update(void**, void*) {}
+
+// Of the guards of local static variables, which host code alone has.
+uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int) { return __atomic_load_n(address, __ATOMIC_ACQUIRE); }
 }

@@ -56,7 +56,6 @@ class Region {
   bool writable() const { return writable_; }
   bool shared() const { return shared_; }  // memory of a block, whose contents end with it
   Content content() const { return content_; }
-  void set_written() { content_ = Content::written; }
 
   // Allocated at the first access, as most buffers of a process never meet a kernel.
   ByteHistory* history();

@@ -28,8 +28,8 @@ class Usage(NamedTuple):
     spill_bytes: int
 
 
-# Instructions of the tensor cores in one kernel: D / 16 for a tile of keys and 8 for one of values, each once in the loop
-# and once beside it.
+# Instructions of the tensor cores in one kernel: D / 16 for a tile of keys and 8 for one of values, each once in the
+# loop and once beside it.
 HOPPER_PRODUCTS = {
     f"attention_forward_{dtype}_{width}_sm90": 2 * (width // 16 + 8)
     for dtype in ("bfloat16", "float16")

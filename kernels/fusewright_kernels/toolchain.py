@@ -254,10 +254,15 @@ def _host() -> Recipe:
 def emulated_cuda_command() -> tuple[str, ...]:
     """Compiles a CUDA source as C++ for the emulator, which is told of every load and store by the compiler's
     instrumentation for ThreadSanitizer. Its library is not linked. Symbols stay visible: reports name kernels by them.
+
+    Raises:
+        ToolchainError: the compiler is not GCC; others instrument by other calls.
     """
     folder = source_root() / "emulation"
-    # nvcc fuses multiplications and additions, and so do processors of the last ten years.
-    fused = ("-mfma",) if platform.machine() == "x86_64" else ()
+    if "Free Software Foundation" not in _identity(cxx_compiler()):
+        raise ToolchainError(f"the emulator of CUDA needs g++, {cxx_compiler()} is another compiler")
+    # nvcc fuses multiplications and additions; so do the results here where the processor can.
+    fused = ("-mfma",) if platform.machine() == "x86_64" and " fma " in Path("/proc/cpuinfo").read_text() else ()
     return (
         cxx_compiler(), "-std=c++20", "-O2", "-g1", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", *fused, "-Wall",
         "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi", "-fsanitize=thread", *_SM90,

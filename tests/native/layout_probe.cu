@@ -1,5 +1,6 @@
 // Small kernels that show where the emulated Hopper instructions expect and leave their elements.
 
+#include "fusewright/cuda/bulk_copy.cuh"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/mma.cuh"
 #include "fusewright/cuda/reduce.cuh"
@@ -68,6 +69,26 @@ struct LoadParams {
   CUtensorMap map;
 };
 
+struct CopyParams {
+  CUtensorMap source, target;
+};
+
+constexpr int copied_row = -3;
+
+// Rows from copied_row to the same rows: those beside the tensors read as 0 and are not written.
+__global__ void copy_kernel(const __grid_constant__ CopyParams params) {
+  Tiles& tiles = *dynamic_shared<Tiles>();
+  if (threadIdx.x != 0) return;
+  mbarrier_init(&tiles.full, 1);
+  mbarrier_fence_init();
+  mbarrier_arrive_expect_bytes(&tiles.full, slab_bytes);
+  tensor_load(tiles.a.data, &params.source, &tiles.full, 0, copied_row, 0, 0);
+  mbarrier_wait(&tiles.full, 0);
+  tensor_store(&params.target, tiles.a.data, 0, copied_row, 0, 0);
+  bulk_commit();
+  bulk_wait_read<0>();
+}
+
 // A tile of 128 rows of 64 as the tensor copy leaves it.
 __global__ void load_kernel(const __grid_constant__ LoadParams params, uint4* shared_contents) {
   Tiles& tiles = *dynamic_shared<Tiles>();
@@ -111,6 +132,11 @@ __global__ void warp_product_kernel(const uint4* a, const uint4* b, uint32_t* re
   for (int i = 0; i < 4; ++i) d[4 * lane + i] = sums[i];
 }
 
+TensorMapShape map_of(void* matrix, int64_t rows) {
+  return {
+      matrix, DataType::bfloat16, {slab_columns, rows, 1, 1}, {1, slab_columns, 1, 1}, {slab_columns, tile_rows, 1, 1}};
+}
+
 template <class... Arguments>
 int run(void (*kernel)(Arguments...), Arguments... arguments) {
   return launch(kernel, dim3(1), dim3(warpgroup_size), sizeof(Tiles), nullptr, arguments...);
@@ -130,12 +156,16 @@ int warp_product(const uint4* a, const uint4* b, uint32_t* registers_a, uint32_t
 // From a contiguous (128, 64) matrix.
 int load(void* matrix, uint4* shared_contents) {
   LoadParams params;
-  const cudaError_t error = encode_tensor_map(params.map, {matrix,
-                                                           DataType::bfloat16,
-                                                           {slab_columns, tile_rows, 1, 1},
-                                                           {1, slab_columns, 1, 1},
-                                                           {slab_columns, tile_rows, 1, 1}});
+  const cudaError_t error = encode_tensor_map(params.map, map_of(matrix, tile_rows));
   return error != cudaSuccess ? error : run(load_kernel, params, shared_contents);
+}
+
+// Between contiguous (rows, 64) matrices.
+int copy(void* source, int64_t source_rows, void* target, int64_t target_rows) {
+  CopyParams params;
+  cudaError_t error = encode_tensor_map(params.source, map_of(source, source_rows));
+  if (error == cudaSuccess) error = encode_tensor_map(params.target, map_of(target, target_rows));
+  return error != cudaSuccess ? error : run(copy_kernel, params);
 }
 
 // Of operands at address 0.

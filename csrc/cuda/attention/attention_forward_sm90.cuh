@@ -218,6 +218,9 @@ __global__ void __launch_bounds__(attention_threads, 1)
   const int first_query = (gridDim.x - 1 - blockIdx.x) * attention_query_tile;
   const AttentionKeyTiles tiles = key_tiles(params.rows, first_query);
   if (threadIdx.x == 0) {
+    prefetch_tensor_map(&params.query_map);
+    prefetch_tensor_map(&params.key_map);
+    prefetch_tensor_map(&params.value_map);
     mbarrier_init(&shared.query_full, 1);
     for (int stage = 0; stage < attention_stages; ++stage) {
       mbarrier_init(&shared.key_full[stage], 1);

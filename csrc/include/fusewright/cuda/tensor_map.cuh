@@ -32,28 +32,32 @@ inline bool takes_tensor_map(const TensorMapShape& shape) {
   return true;
 }
 
-// The driver's function, found without linking to the driver, which a machine that only builds has not.
-inline cudaError_t encoder_of_tensor_maps(decltype(&cuTensorMapEncodeTiled)& encode) {
+using TensorMapEncoder = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, found without linking to the driver, which a machine that only builds has not; nullptr where
+// it is missing.
+inline TensorMapEncoder find_tensor_map_encoder() {
 #if defined(__CUDACC__)
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
   const cudaError_t error =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-  if (error != cudaSuccess) return error;
-  if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
-  encode = reinterpret_cast<decltype(encode)>(entry);
 #else
-  encode = &cuTensorMapEncodeTiled;
+  const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
 #endif
-  return cudaSuccess;
+  const bool usable = error == cudaSuccess && found == cudaDriverEntryPointSuccess;
+  return usable ? reinterpret_cast<TensorMapEncoder>(entry) : nullptr;
+#else
+  return &cuTensorMapEncodeTiled;
+#endif
 }
 
 // Boxes of 64 16-bit elements a row, which lie in shared memory with the 128-byte swizzle: 16-byte chunk c of row r is
 // chunk c ^ (r % 8) there. Elements outside the tensor read as 0 and are not written.
 inline cudaError_t encode_tensor_map(CUtensorMap& map, const TensorMapShape& shape) {
-  decltype(&cuTensorMapEncodeTiled) encode = nullptr;
-  const cudaError_t error = encoder_of_tensor_maps(encode);
-  if (error != cudaSuccess) return error;
+  static const TensorMapEncoder encode = find_tensor_map_encoder();
+  if (encode == nullptr) return cudaErrorNotSupported;
   cuuint64_t sizes[4], strides[3];
   cuuint32_t box[4], element_strides[4];
   for (int dim = 0; dim < 4; ++dim) {
@@ -83,6 +87,14 @@ __device__ __forceinline__ void tensor_load(void* shared, const CUtensorMap* map
       : "memory");
 }
 
+// One thread starts the store of a box; bulk_copy.cuh has what it waits with.
+__device__ __forceinline__ void tensor_store(const CUtensorMap* map, const void* shared, int at0, int at1, int at2,
+                                             int at3) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+               "r"(shared_address(shared)), "r"(at0), "r"(at1), "r"(at2), "r"(at3)
+               : "memory");
+}
+
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
@@ -92,6 +104,11 @@ __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
 inline void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, int at0, int at1, int at2, int at3) {
   const int at[4] = {at0, at1, at2, at3};
   emulation::tensor_load(shared, map, barrier, at);
+}
+
+inline void tensor_store(const CUtensorMap* map, const void* shared, int at0, int at1, int at2, int at3) {
+  const int at[4] = {at0, at1, at2, at3};
+  emulation::tensor_store(map, shared, at);
 }
 
 inline void prefetch_tensor_map(const CUtensorMap*) {}
