@@ -17,6 +17,7 @@ from torch import Tensor
 from fusewright_kernels import toolchain
 
 NATIVE = Path(__file__).parent / "native"
+LAUNCH_FAILURE = 719
 CUTLASS = importlib.util.find_spec("cutlass_library")
 
 
@@ -148,3 +149,18 @@ def test_tensor_copies_end_with_the_tensor(probe, rows):
         error = probe.copy(pointers[0], ctypes.c_int64(rows[0]), pointers[1], ctypes.c_int64(rows[1]))
     assert error == 0, emulation_support.report()
     torch.testing.assert_close(target, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_multicast_reaches_every_block_once_its_barriers_are_there(probe):
+    source, target = _random(128, 64), torch.full((256, 64), float("nan"), dtype=torch.bfloat16)
+    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (source, target)]
+    for seed in range(1, 11):
+        emulation_support.set_seed(seed)
+        with (
+            emulation_support.buffers(source=source, writable=False),
+            emulation_support.buffers(target=target, written=False),
+        ):
+            assert probe.multicast(*pointers, 1) == 0, emulation_support.report()
+            assert torch.equal(target, torch.cat((source, source)))
+            assert probe.multicast(*pointers, 0) == LAUNCH_FAILURE
+        assert "mbarrier" in emulation_support.report()

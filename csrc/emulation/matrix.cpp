@@ -18,29 +18,43 @@ float element_value(Matrix16 type, uint32_t pair, int half) {
 
 // Another lane's pointer.
 template <class T>
-const T* pointer_of_lane(const T* own, int lane) {
-  return reinterpret_cast<const T*>(shuffle(Shuffle::index, whole_warp, reinterpret_cast<uintptr_t>(own), lane, 32));
+T* pointer_of_lane(T* own, int lane) {
+  return reinterpret_cast<T*>(shuffle(Shuffle::index, whole_warp, reinterpret_cast<uintptr_t>(own), lane, 32));
+}
+
+// Calls body(address, register, half) for each of the eight elements that the calling lane holds of four matrices.
+template <class Element, class Row, class Body>
+void for_each_element(Row* row, bool transposed, Access access, const void* pc, Body body) {
+  const int lane = grid.current().lane;
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
+    grid.fail("a row of a matrix at " + grid.describe_shared(row) + ", which 16 does not divide", pc);
+  }
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    for (int i = 0; i < 2; ++i) {
+      const int i_row = transposed ? 2 * (lane % 4) + i : lane / 4;
+      const int column = transposed ? lane / 4 : 2 * (lane % 4) + i;
+      Element* address = static_cast<Element*>(pointer_of_lane(row, 8 * matrix + i_row)) + column;
+      grid.check_access(address, sizeof(Element), access, pc);
+      body(address, matrix, i);
+    }
+  }
 }
 
 }  // namespace
 
 void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed) {
-  const void* pc = __builtin_return_address(0);
-  const int lane = grid.current().lane;
-  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
-    grid.fail("ldmatrix of a row at " + grid.describe_shared(row) + ", which 16 do not divide", pc);
-  }
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    uint16_t pair[2];
-    for (int i = 0; i < 2; ++i) {
-      const int i_row = transposed ? 2 * (lane % 4) + i : lane / 4;
-      const int column = transposed ? lane / 4 : 2 * (lane % 4) + i;
-      const auto* source = static_cast<const uint16_t*>(pointer_of_lane(row, 8 * matrix + i_row)) + column;
-      grid.check_access(source, sizeof(*source), Access::read, pc);
-      pair[i] = *source;
-    }
-    std::memcpy(&registers[matrix], pair, sizeof(pair));
-  }
+  uint16_t elements[4][2];
+  for_each_element<const uint16_t>(
+      row, transposed, Access::read, __builtin_return_address(0),
+      [&](const uint16_t* address, int matrix, int half) { elements[matrix][half] = *address; });
+  std::memcpy(registers, elements, sizeof(elements));
+}
+
+void store_matrices(const uint32_t (&registers)[4], void* row, bool transposed) {
+  uint16_t elements[4][2];
+  std::memcpy(elements, registers, sizeof(elements));
+  for_each_element<uint16_t>(row, transposed, Access::write, __builtin_return_address(0),
+                             [&](uint16_t* address, int matrix, int half) { *address = elements[matrix][half]; });
 }
 
 void mma(Matrix16 type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -66,7 +80,7 @@ void copy_async(void* shared, const void* global, bool inside) {
   const void* pc = __builtin_return_address(0);
   Thread& thread = grid.current();
   if (reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-    grid.fail("cp.async of addresses that 16 do not divide", pc);
+    grid.fail("cp.async of addresses that 16 does not divide", pc);
   }
   if (thread.open_copy_group == nullptr) thread.open_copy_group = std::make_shared<BulkGroup>();
   const std::shared_ptr<BulkGroup> group = thread.open_copy_group;

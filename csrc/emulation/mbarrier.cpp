@@ -82,10 +82,7 @@ void complete_phase_if_over(Mbarrier& barrier) {
 }
 
 void check_usable_by_copies(const uint64_t* address, const void* pc) {
-  const auto& barriers = grid.asynchronous().mbarriers();
-  const auto found = barriers.find(address);
-  if (found == barriers.end()) grid.fail("there is no mbarrier at " + grid.describe_shared(address), pc);
-  if (!found->second.fenced) {
+  if (!find(address, pc).fenced) {
     grid.fail("fence.mbarrier_init is missing before an asynchronous copy uses " + describe_mbarrier(address), pc);
   }
 }

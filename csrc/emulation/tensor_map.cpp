@@ -86,15 +86,13 @@ Map decode(const CUtensorMap* map, const void* shared, const void* pc) {
   std::memcpy(&decoded, map, sizeof(decoded));
   if (decoded.valid != valid_mark) grid.fail("the tensor map was not encoded", pc);
   if (reinterpret_cast<uintptr_t>(shared) % 128 != 0) {
-    grid.fail("a tensor copy's shared memory begins at " + grid.describe_shared(shared) + ", which no 128 divide", pc);
+    grid.fail("a tensor copy's shared memory begins at " + grid.describe_shared(shared) + ", which 128 does not divide",
+              pc);
   }
   return decoded;
 }
 
-}  // namespace
-
-void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, const int* coordinates) {
-  const void* pc = __builtin_return_address(0);
+void load_tile(void* shared, const CUtensorMap* map, uint64_t* barrier, const int* coordinates, const void* pc) {
   const Map decoded = decode(map, shared, pc);
   std::array<int, most_dimensions> at;
   std::copy_n(coordinates, decoded.rank, at.begin());
@@ -114,6 +112,27 @@ void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, const 
   };
   grid.asynchronous().add(std::move(operation));
   grid.maybe_yield();
+}
+
+}  // namespace
+
+void tensor_load_multicast(void* shared, const CUtensorMap* map, uint64_t* barrier, const int* coordinates,
+                           unsigned ranks) {
+  const void* pc = __builtin_return_address(0);
+  if (ranks == 0 || ranks >> grid.blocks_of_cluster() != 0) {
+    grid.fail("a multicast to blocks " + std::to_string(ranks) + " of a cluster of " +
+                  std::to_string(grid.blocks_of_cluster()),
+              pc);
+  }
+  for (int rank = 0; rank < grid.blocks_of_cluster(); ++rank) {
+    if ((ranks >> rank & 1) == 0) continue;
+    load_tile(shared_of_rank(shared, rank), map, static_cast<uint64_t*>(shared_of_rank(barrier, rank)), coordinates,
+              pc);
+  }
+}
+
+void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, const int* coordinates) {
+  load_tile(shared, map, barrier, coordinates, __builtin_return_address(0));
 }
 
 void tensor_store(const CUtensorMap* map, const void* shared, const int* coordinates) {

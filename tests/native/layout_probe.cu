@@ -1,6 +1,7 @@
 // Small kernels that show where the emulated Hopper instructions expect and leave their elements.
 
 #include "fusewright/cuda/bulk_copy.cuh"
+#include "fusewright/cuda/cluster.cuh"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/mma.cuh"
 #include "fusewright/cuda/reduce.cuh"
@@ -89,6 +90,25 @@ __global__ void copy_kernel(const __grid_constant__ CopyParams params) {
   bulk_wait_read<0>();
 }
 
+// One block of a cluster of two loads for both; each stores its tile to its own half of the target.
+__global__ void multicast_kernel(const __grid_constant__ CopyParams params, bool ordered) {
+  Tiles& tiles = *dynamic_shared<Tiles>();
+  if (threadIdx.x == 0) {
+    mbarrier_init(&tiles.full, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expect_bytes(&tiles.full, slab_bytes);
+  }
+  if (ordered) cluster_sync();
+  if (threadIdx.x == 0) {
+    if (cluster_rank() == 1) tensor_load_multicast(tiles.a.data, &params.source, &tiles.full, 0, 0, 0, 0, 3);
+    mbarrier_wait(&tiles.full, 0);
+    tensor_store(&params.target, tiles.a.data, 0, cluster_rank() * tile_rows, 0, 0);
+    bulk_commit();
+    bulk_wait_read<0>();
+  }
+  cluster_sync();
+}
+
 // A tile of 128 rows of 64 as the tensor copy leaves it.
 __global__ void load_kernel(const __grid_constant__ LoadParams params, uint4* shared_contents) {
   Tiles& tiles = *dynamic_shared<Tiles>();
@@ -127,6 +147,15 @@ __global__ void warp_product_kernel(const uint4* a, const uint4* b, uint32_t* re
   const uint32_t fragment_b[2] = {both_b[0], both_b[1]};
   float sums[4] = {};
   mma<__nv_bfloat16>(sums, fragment_a, fragment_b);
+  // Through shared memory and back, the second time transposed twice.
+  __syncwarp();
+  store_matrices<false>(fragment_a, &tiles.a[lane % 16][8 * (lane / 16)]);
+  __syncwarp();
+  load_matrices<true>(fragment_a, &tiles.a[lane % 16][8 * (lane / 16)]);
+  __syncwarp();
+  store_matrices<true>(fragment_a, &tiles.a[lane % 16][8 * (lane / 16)]);
+  __syncwarp();
+  load_matrices<false>(fragment_a, &tiles.a[lane % 16][8 * (lane / 16)]);
   for (int i = 0; i < 4; ++i) registers_a[4 * lane + i] = fragment_a[i];
   for (int i = 0; i < 2; ++i) registers_b[2 * lane + i] = fragment_b[i];
   for (int i = 0; i < 4; ++i) d[4 * lane + i] = sums[i];
@@ -166,6 +195,16 @@ int copy(void* source, int64_t source_rows, void* target, int64_t target_rows) {
   cudaError_t error = encode_tensor_map(params.source, map_of(source, source_rows));
   if (error == cudaSuccess) error = encode_tensor_map(params.target, map_of(target, target_rows));
   return error != cudaSuccess ? error : run(copy_kernel, params);
+}
+
+// A contiguous (128, 64) matrix to both halves of a (256, 64) one.
+int multicast(void* source, void* target, int ordered) {
+  CopyParams params;
+  cudaError_t error = encode_tensor_map(params.source, map_of(source, tile_rows));
+  if (error == cudaSuccess) error = encode_tensor_map(params.target, map_of(target, 2 * tile_rows));
+  if (error != cudaSuccess) return error;
+  return launch_clusters(multicast_kernel, dim3(2), dim3(warpgroup_size), dim3(2), sizeof(Tiles), nullptr, params,
+                         ordered != 0);
 }
 
 // Of operands at address 0.

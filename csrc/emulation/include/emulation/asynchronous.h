@@ -17,6 +17,9 @@ void fence_async_proxy();
 
 // Tiles of a tensor map; coordinates are in elements, the fastest dimension first.
 void tensor_load(void* shared, const CUtensorMap_st* map, uint64_t* barrier, const int* coordinates);
+// To the same place in each block of the cluster that `ranks` has a bit for; each one's barrier counts the bytes.
+void tensor_load_multicast(void* shared, const CUtensorMap_st* map, uint64_t* barrier, const int* coordinates,
+                           unsigned ranks);
 void tensor_store(const CUtensorMap_st* map, const void* shared, const int* coordinates);
 // Adjacent bytes, and the addition of float32 to global memory.
 void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier);

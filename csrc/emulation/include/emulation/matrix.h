@@ -11,6 +11,9 @@ namespace fusewright::emulation {
 // elements from 2 (l % 4) on of row l / 4.
 void load_matrices(uint32_t (&registers)[4], const void* row, bool transposed);
 
+// The opposite: each lane stores, where the lanes say that rows are, what it would have received.
+void store_matrices(const uint32_t (&registers)[4], void* row, bool transposed);
+
 // d (16, 8) += a (16, 16) b (16, 8)
 void mma(Matrix16 type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 

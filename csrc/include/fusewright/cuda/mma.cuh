@@ -35,6 +35,21 @@ __device__ __forceinline__ void load_matrices(uint32_t (&registers)[4], const vo
   }
 }
 
+// The opposite, of what the lanes hold. Needs sm_90.
+template <bool Transposed>
+__device__ __forceinline__ void store_matrices(const uint32_t (&registers)[4], void* row) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (Transposed) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(registers[0]), "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(registers[0]),
+                 "r"(registers[1]), "r"(registers[2]), "r"(registers[3])
+                 : "memory");
+  }
+}
+
 // d (16, 8) += a (16, 16) b (16, 8). Lane l holds d's row l / 4 + 8 r, column 2 (l % 4) + c at index 2 r + c; a's rows
 // alike, columns 2 (l % 4) + {0, 1} + 8 k at index r + 2 k; b's rows 2 (l % 4) + {0, 1} + 8 k, column l / 4 at index k.
 template <class T>
@@ -79,6 +94,11 @@ using emulation::copy_async_commit;
 template <bool Transposed>
 void load_matrices(uint32_t (&registers)[4], const void* row) {
   emulation::load_matrices(registers, row, Transposed);
+}
+
+template <bool Transposed>
+void store_matrices(const uint32_t (&registers)[4], void* row) {
+  emulation::store_matrices(registers, row, Transposed);
 }
 
 template <class T>

@@ -87,6 +87,17 @@ __device__ __forceinline__ void tensor_load(void* shared, const CUtensorMap* map
       : "memory");
 }
 
+// The same to every block of the cluster that `ranks` has a bit for, at the same place of its shared memory, counted by
+// the barrier at the same place.
+__device__ __forceinline__ void tensor_load_multicast(void* shared, const CUtensorMap* map, uint64_t* barrier, int at0,
+                                                      int at1, int at2, int at3, uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(shared)),
+      "l"(map), "r"(shared_address(barrier)), "r"(at0), "r"(at1), "r"(at2), "r"(at3), "h"(ranks)
+      : "memory");
+}
+
 // One thread starts the store of a box; bulk_copy.cuh has what it waits with.
 __device__ __forceinline__ void tensor_store(const CUtensorMap* map, const void* shared, int at0, int at1, int at2,
                                              int at3) {
@@ -104,6 +115,12 @@ __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
 inline void tensor_load(void* shared, const CUtensorMap* map, uint64_t* barrier, int at0, int at1, int at2, int at3) {
   const int at[4] = {at0, at1, at2, at3};
   emulation::tensor_load(shared, map, barrier, at);
+}
+
+inline void tensor_load_multicast(void* shared, const CUtensorMap* map, uint64_t* barrier, int at0, int at1, int at2,
+                                  int at3, uint16_t ranks) {
+  const int at[4] = {at0, at1, at2, at3};
+  emulation::tensor_load_multicast(shared, map, barrier, at, ranks);
 }
 
 inline void tensor_store(const CUtensorMap* map, const void* shared, int at0, int at1, int at2, int at3) {
