@@ -31,6 +31,10 @@ for dtype in (torch.float32, torch.bfloat16):
         functional.add_layer_norm(x, x, columns, w, b, dropout_p=0.1, backend="cuda")[0].sum().backward()
         functional.softmax(x, 0, backend="cuda").sum().backward()
         functional.softmax(x, 1, backend="cuda").sum().backward()
+if torch.cuda.get_device_capability() == (9, 0):
+    for width in (64, 128):
+        q = torch.randn(1, 2, 300, width, device="cuda", dtype=torch.bfloat16)
+        functional.scaled_dot_product_attention(q, q[:, :1], q[:, :1], is_causal=True, enable_gqa=True, backend="cuda")
 torch.cuda.synchronize()
 """
 

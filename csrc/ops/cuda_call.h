@@ -9,6 +9,11 @@
 // torch declares it where its CUDA build flag is set, which asks for the CUDA toolkit's headers.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
+// The tensors that the CUDA ops serve. Under the emulator, whose device memory is the host's, those of the CPU.
+#if !defined(FUSEWRIGHT_CUDA_KEY)
+#define FUSEWRIGHT_CUDA_KEY CUDA
+#endif
+
 namespace fusewright::ops {
 
 // Makes the device of a tensor the current one for its lifetime, and knows the stream to launch on.

@@ -89,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_norm_backward(
 }  // namespace
 }  // namespace fusewright::ops
 
-STABLE_TORCH_LIBRARY_IMPL(fusewright, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(fusewright, FUSEWRIGHT_CUDA_KEY, library) {
   library.impl("norm_forward.cuda", TORCH_BOX(&fusewright::ops::norm_forward));
   library.impl("norm_forward_out.cuda", TORCH_BOX(&fusewright::ops::norm_forward_out));
   library.impl("norm_backward.cuda", TORCH_BOX(&fusewright::ops::norm_backward));

@@ -33,7 +33,7 @@ Tensor softmax_backward(Tensor grad_output, Tensor output, int64_t dim, ScalarTy
 }  // namespace
 }  // namespace fusewright::ops
 
-STABLE_TORCH_LIBRARY_IMPL(fusewright, CUDA, library) {
+STABLE_TORCH_LIBRARY_IMPL(fusewright, FUSEWRIGHT_CUDA_KEY, library) {
   library.impl("softmax_forward.cuda", TORCH_BOX(&fusewright::ops::softmax_forward));
   library.impl("softmax_forward_out.cuda", TORCH_BOX(&fusewright::ops::softmax_forward_out));
   library.impl("softmax_backward.cuda", TORCH_BOX(&fusewright::ops::softmax_backward));

@@ -16,7 +16,7 @@ from fusewright_kernels.toolchain import ToolchainError
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fusewright_kernels.build", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="LIBRARY", help=f"of {', '.join(toolchain.LIBRARIES)}; default all")
+    parser.add_argument("names", nargs="*", metavar="LIBRARY", help=f"of {', '.join(toolchain.LIBRARIES)}")
     parser.add_argument("--prebuilt", type=Path, metavar="FOLDER", help="also copy them here, for a release wheel")
     arguments = parser.parse_args(argv)
     unknown = set(arguments.names) - set(toolchain.LIBRARIES)
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"LIBRARY is {', '.join(sorted(unknown))}, expected of {', '.join(toolchain.LIBRARIES)}")
     built: dict[str, Path] = {}
     failed = False
-    for name in arguments.names or toolchain.LIBRARIES:
+    for_users = [name for name in toolchain.LIBRARIES if name not in toolchain.TEST_LIBRARIES]
+    for name in arguments.names or for_users:
         try:
             built[name] = build_cache.path_of(name)
             print(f"{name}: {built[name]}")

@@ -60,6 +60,11 @@ def register(op: str, predicates: dict[str, Predicate]) -> None:
     _predicates[op] = predicates
 
 
+def predicates(op: str) -> dict[str, Predicate]:
+    """What :func:`register` was given."""
+    return _predicates[op]
+
+
 def decide(call: Call) -> Decision:
     """The backend for ``call`` and the refusal of every backend that ranks before it."""
     refusals: list[Refusal] = []

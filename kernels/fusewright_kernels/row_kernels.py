@@ -14,7 +14,10 @@ _DTYPES = (torch.float32, *LOW_PRECISION)
 _MOST_DIMENSIONS = 12
 
 
-def _refuse(call: Call) -> str | None:
+def refuse_unless_on(device_type: str, call: Call) -> str | None:
+    """Whether the kernels take such a call, wherever the library is."""
+    if call.device_type != device_type:
+        return f"tensors are on {call.device_type}"
     for dtype in call.dtypes:
         if dtype not in _DTYPES:
             return f"dtype {dtype} has no compiled kernel"
@@ -24,12 +27,8 @@ def _refuse(call: Call) -> str | None:
 
 
 def refuse_cpu(call: Call) -> str | None:
-    if call.device_type != "cpu":
-        return f"tensors are on {call.device_type}"
-    return _refuse(call) or native.cpu_unavailable_reason()
+    return refuse_unless_on("cpu", call) or native.cpu_unavailable_reason()
 
 
 def refuse_cuda(call: Call) -> str | None:
-    if call.device_type != "cuda":
-        return f"tensors are on {call.device_type}"
-    return _refuse(call) or native.cuda_unavailable_reason()
+    return refuse_unless_on("cuda", call) or native.cuda_unavailable_reason()

@@ -14,7 +14,7 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 # The oldest torch whose stable ABI the ops libraries use; they load in every later one.
-TORCH_TARGET_VERSION = "0x020a000000000000"
+_STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 # One table of CPU kernels each, best first; csrc/include/fusewright/cpu/isa.h says what a machine must have.
 _X86_ISA_FLAGS = {
@@ -35,6 +35,9 @@ _CXX_FLAGS = (
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
     "-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 )  # fmt: skip
+
+# Says that the sources named *_sm90 are part of the CUDA library: they use instructions of Hopper alone.
+_SM90 = ("-DFUSEWRIGHT_CUDA_SM90",)
 
 SANITIZER_FLAGS = {
     "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"),
@@ -178,34 +181,48 @@ def cuda_architectures() -> list[str]:
 
 def _cuda() -> Recipe:
     compiler = nvcc_compiler()
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_architectures()]
-    flags = ("-std=c++20", "-O3", *targets, "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static")
-    folder = source_root() / "cuda"
-    command = (compiler, *flags, "--resource-usage", *_include())
-    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.rglob("*.cu")))
-    link = (compiler, *flags, "-shared", "-Xlinker", "-soname,libfusewright_cuda.so")
-    return Recipe("cuda", "libfusewright_cuda.so", _identity(compiler), compilations, link, ("cuda", "include"))
+    architectures = cuda_architectures()
+    hopper = [arch for arch in architectures if arch == "90a"]
+    flags = ("-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-cudart", "static")
+    command = (compiler, *flags, "--resource-usage", *(_SM90 if hopper else ()), *_include())
+    compilations = []
+    for source in sorted((source_root() / "cuda").rglob("*.cu")):
+        targets = hopper if source.stem.endswith("_sm90") else architectures
+        if targets:
+            compilations.append(Compilation(source, f"{source.stem}.o", (*command, *_code_for(targets))))
+    link = (compiler, *flags, *_code_for(architectures), "-shared", "-Xlinker", "-soname,libfusewright_cuda.so")
+    return Recipe("cuda", "libfusewright_cuda.so", _identity(compiler), tuple(compilations), link, ("cuda", "include"))
 
 
-def _ops(device: str) -> Recipe:
+def _code_for(architectures: list[str]) -> list[str]:
+    return [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+
+
+def _torch_folder() -> Path:
     # Found without importing torch's extension machinery, which insists on a CUDA build of torch for CUDA sources.
     torch = importlib.util.find_spec("torch")
     if torch is None or not torch.submodule_search_locations:
         raise ToolchainError("torch is not installed")
-    torch_folder = Path(next(iter(torch.submodule_search_locations)))
+    return Path(next(iter(torch.submodule_search_locations)))
+
+
+def _link_torch() -> tuple[str, ...]:
+    # libtorch.so pulls in the parts a build of torch has; Python loads them with local symbols, so it must be named.
+    return ("-L", str(_torch_folder() / "lib"), "-Wl,--no-as-needed", "-ltorch")
+
+
+def _torch_command() -> tuple[str, ...]:
+    return (cxx_compiler(), *_CXX_FLAGS, *_sanitizer_flags(), "-isystem", str(_torch_folder() / "include"), *_include())
+
+
+def _ops(device: str) -> Recipe:
     compiler = cxx_compiler()
     folder = source_root() / "ops"
-    command = (
-        compiler, *_CXX_FLAGS, *_sanitizer_flags(), f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-        "-isystem", str(torch_folder / "include"), *_include(),
-    )  # fmt: skip
+    command = (*_torch_command(), _STABLE_ABI)
     compilations = tuple(
         Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.glob(f"*_{device}.cpp"))
     )
-    # libtorch.so pulls in the parts a build of torch has; Python loads them with local symbols, so it must be named.
-    link = (
-        compiler, "-shared", *_sanitizer_flags(), "-L", str(torch_folder / "lib"), "-Wl,--no-as-needed", "-ltorch",
-    )  # fmt: skip
+    link = (compiler, "-shared", *_sanitizer_flags(), *_link_torch())
     name = f"ops_{device}"
     return Recipe(
         name, f"libfusewright_{name}.so", _identity(compiler), compilations, link, ("ops", "include"), (device,),
@@ -234,10 +251,74 @@ def _host() -> Recipe:
     return Recipe("host", filename, _identity(compiler), tuple(compilations), link, ("host", "include"))
 
 
+def emulated_cuda_command() -> tuple[str, ...]:
+    """Compiles a CUDA source as C++ for the emulator, which is told of every load and store by the compiler's
+    instrumentation for ThreadSanitizer. Its library is not linked. Symbols stay visible: reports name kernels by them.
+
+    Raises:
+        ToolchainError: the compiler is not GCC; others instrument by other calls.
+    """
+    folder = source_root() / "emulation"
+    if "Free Software Foundation" not in _identity(cxx_compiler()):
+        raise ToolchainError(f"the emulator of CUDA needs g++, {cxx_compiler()} is another compiler")
+    # nvcc fuses multiplications and additions; so do the results here where the processor can.
+    fused = ("-mfma",) if platform.machine() == "x86_64" and " fma " in Path("/proc/cpuinfo").read_text() else ()
+    return (
+        cxx_compiler(), "-std=c++20", "-O2", "-g1", "-fPIC", "-fno-math-errno", "-ffp-contract=fast", *fused, "-Wall",
+        "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi", "-fsanitize=thread", *_SM90,
+        "-I", str(folder / "include"), *_include(), "-x", "c++",
+    )  # fmt: skip
+
+
+def _emulator() -> Recipe:
+    compiler = cxx_compiler()
+    folder = source_root() / "emulation"
+    command = (
+        compiler,
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-I",
+        str(folder),
+        "-I",
+        str(folder / "include"),
+    )
+    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source in sorted(folder.glob("*.cpp")))
+    link = (compiler, "-shared", "-Wl,-soname,libfusewright_emulator.so")
+    return Recipe("emulator", "libfusewright_emulator.so", _identity(compiler), compilations, link, ("emulation",))
+
+
+def _cuda_emulated() -> Recipe:
+    compiler = cxx_compiler()
+    root = source_root()
+    sources = [(source, emulated_cuda_command()) for source in sorted((root / "cuda").rglob("*.cu"))]
+    # The CUDA ops as they are, attached for tensors on the CPU.
+    sources += [
+        (source, (*_torch_command(), _STABLE_ABI, "-DFUSEWRIGHT_CUDA_KEY=CPU"))
+        for source in sorted((root / "ops").glob("*_cuda.cpp"))
+    ]
+    stand_in_command = (*_torch_command(), "-I", str(root / "emulation"))
+    sources += [(source, stand_in_command) for source in sorted((root / "emulation" / "torch").glob("*.cpp"))]
+    compilations = tuple(Compilation(source, f"{source.stem}.o", command) for source, command in sources)
+    # Symbolic: functions of torch that the library stands in for, and kernels of the real CUDA library, have the names
+    # of its own.
+    link = (compiler, "-shared", "-Wl,-Bsymbolic", *_link_torch())
+    return Recipe(
+        "cuda_emulated", "libfusewright_cuda_emulated.so", _identity(compiler), compilations, link,
+        ("cuda", "emulation", "include", "ops"), ("emulator",),
+    )  # fmt: skip
+
+
 LIBRARIES: dict[str, Callable[[], Recipe]] = {
     "cpu": _cpu,
     "ops_cpu": lambda: _ops("cpu"),
     "host": _host,
     "cuda": _cuda,
     "ops_cuda": lambda: _ops("cuda"),
+    "emulator": _emulator,
+    "cuda_emulated": _cuda_emulated,
 }
+# Built when a test asks for them.
+TEST_LIBRARIES = ("emulator", "cuda_emulated")

@@ -126,7 +126,10 @@ template <int Lanes, int Threads, class Tile, int Elements>
 __device__ __forceinline__ void flush_lanes(const Tile& tile, const PartialSums& partials, bool first,
                                             float (&sums)[Elements]) {
   if (!partials.wanted()) return;
-  __shared__ float warp_sums[Threads / warp_size][Lanes * Elements];
+  struct WarpSums {
+    float values[Threads / warp_size][Lanes * Elements];
+  };
+  auto& warp_sums = block_shared<WarpSums>().values;
   const int warp = threadIdx.x / warp_size;
 #pragma unroll
   for (int vector = 0; vector < Tile::vectors; ++vector) {
@@ -215,7 +218,7 @@ __global__ void __launch_bounds__(Threads, 1)
 template <class T, class Columns, int Elements, bool Fused>
 __global__ void __launch_bounds__(1024) norm_backward_shared_kernel(const __grid_constant__ NormBackwardParams params,
                                                                     float* weight_partials, float* bias_partials) {
-  extern __shared__ float shared_sums[];
+  float* shared_sums = dynamic_shared<float>();
   auto tile = make_row_tile<Columns, Elements, whole_block>(params.columns);
   RowReducer<whole_block> reduce;
   const int tile_columns = blockDim.x * Elements;

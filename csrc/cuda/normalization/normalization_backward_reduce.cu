@@ -1,4 +1,5 @@
 #include "fusewright/cuda/launch.cuh"
+#include "fusewright/cuda/shared.cuh"
 #include "fusewright/cuda/vector.cuh"
 #include "normalization_backward_reduce.cuh"
 
@@ -11,7 +12,10 @@ constexpr int slices = 32;
 // A warp reads 32 adjacent columns of a row; the warps take the rows in turn, and their sums are added in order.
 __global__ void __launch_bounds__(columns_of_block* slices)
     norm_backward_reduce_kernel(const float* partials, int64_t count, int64_t columns, void* gradient, DataType dtype) {
-  __shared__ float slice_sums[slices][columns_of_block];
+  struct SliceSums {
+    float values[slices][columns_of_block];
+  };
+  auto& slice_sums = block_shared<SliceSums>().values;
   const int64_t column = block_index() * columns_of_block + threadIdx.x;
   float sum = 0.0f;
   if (column < columns) {

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(1024)
     norm_forward_wide_kernel(const __grid_constant__ NormForwardParams params, bool staged) {
   // The sum of residual and input may be a float32 stream.
   using Staged = std::conditional_t<Fused, float, T>;
-  extern __shared__ uint4 stage[];
+  Staged* stage = dynamic_shared<Staged>();
   constexpr int mean_pass = 0, variance_pass = 1, output_pass = 2;
   const int first_pass = params.center ? mean_pass : variance_pass;
   auto tile = make_row_tile<Columns, Elements, whole_block>(params.columns);
@@ -113,10 +113,10 @@ __global__ void __launch_bounds__(1024)
       tile.move_to(first);
       float values[Elements];
       if (staged && pass != first_pass) {
-        tile.load_contiguous(reinterpret_cast<const Staged*>(stage), 0, values);
+        tile.load_contiguous(stage, 0, values);
       } else {
         load_stream<T, Fused>(params, tile, row, pass == first_pass, values);
-        if (staged) tile.store_contiguous(reinterpret_cast<Staged*>(stage), 0, values);
+        if (staged) tile.store_contiguous(stage, 0, values);
       }
       if (pass == output_pass) {
         write_normalized<T>(params, tile, row, mean, rstd, values);

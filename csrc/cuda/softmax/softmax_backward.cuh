@@ -85,7 +85,10 @@ __global__ void __launch_bounds__(1024)
 template <class T>
 __global__ void __launch_bounds__(warp_size* across_warps)
     softmax_backward_across_kernel(const __grid_constant__ SoftmaxBackwardParams params) {
-  __shared__ float warp_dots[across_warps][warp_size];
+  struct WarpDots {
+    float values[across_warps][warp_size];
+  };
+  auto& warp_dots = block_shared<WarpDots>().values;
   const int64_t row = block_index() * warp_size + threadIdx.x;
   const bool inside = row < params.rows;
   with_stream_type<T>(params.output.dtype, [&](auto type) {

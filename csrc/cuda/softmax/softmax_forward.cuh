@@ -102,7 +102,10 @@ __global__ void __launch_bounds__(1024)
 template <class T>
 __global__ void __launch_bounds__(warp_size* across_warps)
     softmax_forward_across_kernel(const __grid_constant__ SoftmaxForwardParams params) {
-  __shared__ OnlineSum warp_sums[across_warps][warp_size];
+  struct WarpSums {
+    OnlineSum values[across_warps][warp_size];
+  };
+  auto& warp_sums = block_shared<WarpSums>().values;
   const int64_t row = block_index() * warp_size + threadIdx.x;
   const bool inside = row < params.rows;
   const T* input = static_cast<const T*>(params.input.data) + (inside ? params.input.row_offset(row) : 0);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "fusewright/attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/softmax.h"
 
@@ -27,5 +28,9 @@ int fusewright_cuda_softmax_forward(const fusewright::SoftmaxForwardParams* para
 
 // The kernel's type is that of grad_input; grad_output and output have that type or float32.
 int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* params, void* stream);
+
+// bfloat16 or float16, D = DV of 64 or 128, rows aligned to 16 bytes, no mask but the window, nothing else that changes
+// logits or weights; on a device of compute capability 9.0. `shift` is S - T where windows align bottom-right, else 0.
+int fusewright_cuda_attention_forward(const fusewright::AttentionForwardParams* params, int64_t shift, void* stream);
 }
 #pragma GCC visibility pop

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, library
+from fusewright_kernels import autograd
+from fusewright_kernels.attention import backend_native
 from fusewright_kernels.attention.backend_reference import log_sum_exp, plain_attention, plain_gradients
 
 # Tensor arguments of the op; behind them come the numbers, then the backend.
@@ -41,10 +42,11 @@ class Attention(torch.autograd.Function):
         return_lse: bool,
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        output, statistics = library.overload("attention_forward", backend)(
+        arguments = (
             query, key, value, mask, block_mask, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k,
             block_size, scale, softcap, dropout_p, window_left, window_right, bottom_right,
         )  # fmt: skip
+        output, statistics = backend_native.forward_overload(backend, arguments)(*arguments)
         return output, statistics, log_sum_exp(statistics) if return_lse else None
 
     @staticmethod
@@ -68,7 +70,7 @@ class Attention(torch.autograd.Function):
         if autograd.second_derivative_possible(grad_output, grad_lse, *tensors[:4], tensors[6]):
             gradients = AttentionBackward.apply(*arguments, ctx.backend)
         else:
-            gradients = library.overload("attention_backward", ctx.backend)(*arguments)
+            gradients = backend_native.backward_overload(ctx.backend)(*arguments)
         query, key, value, mask, sinks = autograd.only_wanted(gradients, wanted)
         return query, key, value, mask, None, None, sinks, *[None] * (len(needed) - 7)
 
@@ -112,7 +114,7 @@ class AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         *arguments, backend = inputs
-        return library.overload("attention_backward", backend)(*arguments)
+        return backend_native.backward_overload(backend)(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

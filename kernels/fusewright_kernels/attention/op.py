@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fusewright_kernels import autograd, dispatch, library, philox
+from fusewright_kernels import autograd, dispatch, philox
 from fusewright_kernels.attention import backend_native, backend_reference, backend_triton, checks, shapes
 from fusewright_kernels.attention.additive import additive_attention
 from fusewright_kernels.attention.decode import decode_attention
@@ -20,7 +20,10 @@ __all__ = [
 ]  # fmt: skip
 
 backend_reference.attach()
-dispatch.register("attention", {"triton": backend_triton.refuse, "cpu": backend_native.refuse_cpu})
+dispatch.register(
+    "attention",
+    {"cuda": backend_native.refuse_cuda, "triton": backend_triton.refuse, "cpu": backend_native.refuse_cpu},
+)
 
 
 def scaled_dot_product_attention(
@@ -140,5 +143,5 @@ def _attention(
     if autograd.derivative_possible(query, key, value, mask, sinks):
         output, _, lse = autograd.apply(Attention, *arguments, return_lse, chosen)
         return output, lse
-    output, statistics = library.overload("attention_forward", chosen)(*arguments)
+    output, statistics = backend_native.forward_overload(chosen, arguments)(*arguments)
     return output, backend_reference.log_sum_exp(statistics) if return_lse else None

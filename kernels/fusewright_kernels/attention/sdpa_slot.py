@@ -4,16 +4,18 @@ A slot saves one log-sum-exp per row, our backward takes a reference r and the s
 is such an r, with the sum 1.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fusewright_kernels import dispatch, library
-from fusewright_kernels.attention import backend_reference, checks
+from fusewright_kernels import dispatch
+from fusewright_kernels.attention import backend_native, backend_reference, checks
 
 
 def _arguments(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
-) -> tuple[object, ...]:
+) -> tuple[Any, ...]:
     """The inputs of the op ``attention_forward``."""
     if mask is not None:
         mask = mask[(None,) * (4 - mask.ndim)]
@@ -34,8 +36,8 @@ def slot_forward(
 
     ``mask`` has 2 to 4 dimensions and broadcasts to (B, H, T, S). Without autograd.
     """
-    overload = library.overload("attention_forward", _backend(query, mask))
-    output, statistics = overload(*_arguments(query, key, value, mask, is_causal, scale))
+    arguments = _arguments(query, key, value, mask, is_causal, scale)
+    output, statistics = backend_native.forward_overload(_backend(query, mask), arguments)(*arguments)
     return output, backend_reference.log_sum_exp(statistics)
 
 
@@ -52,7 +54,7 @@ def slot_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from the results of :func:`slot_forward`."""
     statistics = torch.stack((lse, (lse != -torch.inf).to(lse.dtype)))
-    overload = library.overload("attention_backward", _backend(query, mask))
+    overload = backend_native.backward_overload(_backend(query, mask))
     inputs = _arguments(query, key, value, mask, is_causal, scale)
     gradients = overload(grad_output, None, output, statistics, *inputs, True, True, True, False, False)
     return gradients[0], gradients[1], gradients[2]

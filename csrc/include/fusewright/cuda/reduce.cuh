@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "fusewright/cuda/shared.cuh"
+
 namespace fusewright::cuda {
 
 constexpr int warp_size = 32;
@@ -48,7 +50,10 @@ class RowReducer {
 #pragma unroll
       for (float& value : values) value = reduce_lanes<Lanes>(value, operation);
     } else {
-      __shared__ float warp_results[2][Count][max_warps];
+      struct WarpResults {
+        float values[2][Count][max_warps];
+      };
+      auto& warp_results = block_shared<WarpResults>().values;
       const int lane = threadIdx.x % warp_size;
       const int warp = threadIdx.x / warp_size;
       const int warps = blockDim.x / warp_size;

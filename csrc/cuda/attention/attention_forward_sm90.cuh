@@ -1,0 +1,275 @@
+// Forward of exact attention on Hopper, and its launch: what it serves is in attention.cu.
+//
+// A block owns 128 queries of one head. Its first warpgroup loads tiles of 128 keys and of 128 values by the tensor
+// memory accelerator into rings of two stages each; the two others own 64 queries each and multiply. They take turns at
+// the tensor cores, so that one's softmax runs beside the other's products, and each also issues the product of the
+// next keys before that of the last values, so that its own softmax runs beside the latter.
+// Shah et al., "FlashAttention-3", 2024. Exponentials are 2^x, with the scale and log2(e) in one factor.
+#pragma once
+
+#include <algorithm>
+
+#include "attention_exact_row.cuh"
+#include "attention_forward.cuh"
+#include "attention_softmax.cuh"
+#include "fusewright/attention.h"
+#include "fusewright/cuda/launch.cuh"
+#include "fusewright/cuda/named_barrier.cuh"
+#include "fusewright/cuda/shared.cuh"
+#include "fusewright/cuda/tensor_map.cuh"
+#include "fusewright/cuda/wgmma.cuh"
+
+namespace fusewright::cuda {
+
+constexpr int attention_stages = 2;
+constexpr int attention_consumers = 2;  // warpgroups
+constexpr int attention_query_tile = 64 * attention_consumers;
+constexpr int attention_key_tile = 128;
+constexpr int attention_threads = warpgroup_size * (1 + attention_consumers);
+
+// Arrivals that free a stage: a warp cannot speak for the reads of the others of its warpgroup.
+constexpr int attention_consumer_warps = 4 * attention_consumers;
+
+// A register file of 65536 gives the producer what it cannot do without, the consumers the rest.
+constexpr int attention_producer_registers = 24;
+constexpr int attention_consumer_registers = 240;
+
+template <int Rows, int D>
+struct alignas(1024) AttentionTile {
+  static constexpr int slabs = D / slab_columns;
+  static constexpr int slab_bytes = Rows * slab_row_bytes;
+  static constexpr int bytes = slabs * slab_bytes;
+  unsigned char data[bytes];
+
+  // Row `row`, at the start of columns [16 * k, 16 * k + 16).
+  __device__ __forceinline__ const unsigned char* at(int row, int k) const {
+    constexpr int products_of_slab = slab_columns / 16;
+    return data + k / products_of_slab * slab_bytes + row * slab_row_bytes + k % products_of_slab * 32;
+  }
+};
+
+template <int D>
+struct AttentionShared {
+  AttentionTile<attention_query_tile, D> query;
+  AttentionTile<attention_key_tile, D> key[attention_stages];
+  AttentionTile<attention_key_tile, D> value[attention_stages];
+  uint64_t query_full;
+  uint64_t key_full[attention_stages], key_empty[attention_stages];
+  uint64_t value_full[attention_stages], value_empty[attention_stages];
+};
+
+struct AttentionSm90Params {
+  CUtensorMap query_map, key_map, value_map;
+  AttentionRows rows;
+};
+
+// Tiles of keys that the queries of a block see, the last first.
+struct AttentionKeyTiles {
+  int first;  // of the lowest index
+  int count;
+
+  // The first key of tile n in the order of work.
+  __device__ __forceinline__ int key(int n) const { return (first + count - 1 - n) * attention_key_tile; }
+};
+
+__device__ __forceinline__ AttentionKeyTiles key_tiles(const AttentionRows& rows, int first_query) {
+  const int last_query = min(first_query + attention_query_tile, rows.queries) - 1;
+  const int begin = rows.first_key(first_query) / attention_key_tile;
+  const int end = (rows.end_key(last_query) + attention_key_tile - 1) / attention_key_tile;
+  return {begin, max(0, end - begin)};
+}
+
+// Stage and phase of the nth use of a ring.
+__device__ __forceinline__ int stage_of(int n) { return n % attention_stages; }
+__device__ __forceinline__ int parity_of(int n) { return n / attention_stages % 2; }
+
+template <int Rows, int D>
+__device__ __forceinline__ void load_tile(AttentionTile<Rows, D>& tile, const CUtensorMap& map, uint64_t* full, int row,
+                                          int head, int batch) {
+  mbarrier_arrive_expect_bytes(full, AttentionTile<Rows, D>::bytes);
+#pragma unroll
+  for (int slab = 0; slab < AttentionTile<Rows, D>::slabs; ++slab) {
+    tensor_load(tile.data + slab * AttentionTile<Rows, D>::slab_bytes, &map, full, slab * slab_columns, row, head,
+                batch);
+  }
+}
+
+// One thread. Values come one tile behind the keys, as they are wanted.
+template <int D>
+__device__ __forceinline__ void produce(const AttentionSm90Params& params, AttentionShared<D>& shared,
+                                        const AttentionKeyTiles& tiles, int first_query) {
+  const int head = blockIdx.y, key_head = head / params.rows.group, batch = blockIdx.z;
+  const auto load_value = [&](int n) {
+    const int stage = stage_of(n);
+    mbarrier_wait(&shared.value_empty[stage], parity_of(n) ^ 1);
+    load_tile(shared.value[stage], params.value_map, &shared.value_full[stage], tiles.key(n), key_head, batch);
+  };
+  for (int n = 0; n < tiles.count; ++n) {
+    const int stage = stage_of(n);
+    mbarrier_wait(&shared.key_empty[stage], parity_of(n) ^ 1);
+    load_tile(shared.key[stage], params.key_map, &shared.key_full[stage], tiles.key(n), key_head, batch);
+    if (n == 0) {
+      load_tile(shared.query, params.query_map, &shared.query_full, first_query, head, batch);
+    } else {
+      load_value(n - 1);
+    }
+  }
+  if (tiles.count > 0) load_value(tiles.count - 1);
+}
+
+// logits = query key^T, of one warpgroup's 64 queries.
+template <class T, int D>
+__device__ __forceinline__ void multiply_key(float (&logits)[64], const AttentionShared<D>& shared, int consumer,
+                                             int stage) {
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    wgmma_rows_rows<T>(logits, wgmma_rows(shared.query.at(64 * consumer, k)), wgmma_rows(shared.key[stage].at(0, k)),
+                       k > 0);
+  }
+  wgmma_commit();
+}
+
+// sums += weights value.
+template <class T, int D>
+__device__ __forceinline__ void multiply_value(float (&sums)[D / 2], const uint32_t (&weights)[32],
+                                               const AttentionShared<D>& shared, int stage) {
+  using Tile = AttentionTile<attention_key_tile, D>;
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < attention_key_tile / 16; ++k) {
+    wgmma_registers_columns<T>(sums, weights + 4 * k,
+                               wgmma_columns(shared.value[stage].at(16 * k, 0), Tile::slab_bytes), true);
+  }
+  wgmma_commit();
+}
+
+// The tensor cores' turns. The second consumer starts by giving the first its turn.
+class Turns {
+ public:
+  __device__ __forceinline__ explicit Turns(int consumer) : own_(1 + consumer), other_(2 - consumer) {
+    if (consumer == 1) pass();
+  }
+  __device__ __forceinline__ void wait() const { named_barrier_sync(own_, attention_consumers * warpgroup_size); }
+  __device__ __forceinline__ void pass() const { named_barrier_arrive(other_, attention_consumers * warpgroup_size); }
+
+ private:
+  int own_, other_;
+};
+
+template <class T, int D>
+__device__ __forceinline__ void consume(const AttentionSm90Params& params, AttentionShared<D>& shared,
+                                        const AttentionKeyTiles& tiles, int first_query, int consumer) {
+  const int lane = threadIdx.x % warp_size;
+  const int warp = threadIdx.x / warp_size % 4;
+  const int query = first_query + 64 * consumer + 16 * warp + lane / 4;
+  const auto release = [lane](uint64_t* empty) {
+    if (lane == 0) mbarrier_arrive(empty);
+  };
+  const Turns turns(consumer);
+  OnlineSoftmax softmax(params.rows, query, lane);
+  float sums[D / 2] = {};
+  float logits[64];
+  uint32_t weights[32];
+
+  if (tiles.count > 0) {
+    mbarrier_wait(&shared.query_full, 0);
+    mbarrier_wait(&shared.key_full[0], 0);
+    turns.wait();
+    multiply_key<T, D>(logits, shared, consumer, 0);
+    turns.pass();
+    wgmma_wait<0>(logits);
+    release(&shared.key_empty[0]);
+    softmax.add_tile(logits, tiles.key(0), first_query);
+    pack<T>(logits, weights);
+    for (int n = 1; n < tiles.count; ++n) {
+      const int stage = stage_of(n), value_stage = stage_of(n - 1);
+      mbarrier_wait(&shared.key_full[stage], parity_of(n));
+      turns.wait();
+      multiply_key<T, D>(logits, shared, consumer, stage);
+      mbarrier_wait(&shared.value_full[value_stage], parity_of(n - 1));
+      multiply_value<T, D>(sums, weights, shared, value_stage);
+      turns.pass();
+      wgmma_wait<1>(logits);
+      release(&shared.key_empty[stage]);
+      softmax.add_tile(logits, tiles.key(n), first_query);
+      wgmma_wait<0>(sums);
+      release(&shared.value_empty[value_stage]);
+      softmax.rescale(sums);
+      pack<T>(logits, weights);
+    }
+    const int last = tiles.count - 1;
+    mbarrier_wait(&shared.value_full[stage_of(last)], parity_of(last));
+    multiply_value<T, D>(sums, weights, shared, stage_of(last));
+    wgmma_wait<0>(sums);
+  }
+
+  softmax.finish();
+  const AttentionRow row = {static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y), query};
+  write_row<T, D, 0>(params.rows, row, lane, softmax, sums);
+  write_row<T, D, 1>(params.rows, {row.batch, row.head, query + 8}, lane, softmax, sums);
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(attention_threads, 1)
+    attention_forward_sm90_kernel(const __grid_constant__ AttentionSm90Params params) {
+  AttentionShared<D>& shared = *dynamic_shared<AttentionShared<D>>();
+  // Blocks start in the order of their number: under a causal limit the last queries see most keys.
+  const int first_query = (gridDim.x - 1 - blockIdx.x) * attention_query_tile;
+  const AttentionKeyTiles tiles = key_tiles(params.rows, first_query);
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&params.query_map);
+    prefetch_tensor_map(&params.key_map);
+    prefetch_tensor_map(&params.value_map);
+    mbarrier_init(&shared.query_full, 1);
+    for (int stage = 0; stage < attention_stages; ++stage) {
+      mbarrier_init(&shared.key_full[stage], 1);
+      mbarrier_init(&shared.value_full[stage], 1);
+      mbarrier_init(&shared.key_empty[stage], attention_consumer_warps);
+      mbarrier_init(&shared.value_empty[stage], attention_consumer_warps);
+    }
+    mbarrier_fence_init();
+  }
+  __syncthreads();
+  // From one lane, so that the compiler knows it to be uniform: products in divergent code would be serialised.
+  const int warpgroup = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / warpgroup_size, 0);
+  if (warpgroup == 0) {
+    release_registers<attention_producer_registers>();
+    if (threadIdx.x < warp_size && elect_lane()) produce<D>(params, shared, tiles, first_query);
+  } else {
+    take_registers<attention_consumer_registers>();
+    consume<T, D>(params, shared, tiles, first_query, warpgroup - 1);
+  }
+}
+
+inline TensorMapShape tensor_map_of(const HeadsView& view, DataType dtype, int64_t width, int64_t length, int64_t heads,
+                                    int64_t batch, int rows_of_box) {
+  return {view.data,
+          dtype,
+          {width, length, heads, batch},
+          {1, view.row_stride, view.head_stride, view.batch_stride},
+          {slab_columns, rows_of_box, 1, 1}};
+}
+
+template <class T, int D>
+cudaError_t attention_forward_sm90(const AttentionForwardParams& params, int64_t shift, void* stream) {
+  AttentionSm90Params kernel_params;
+  kernel_params.rows = AttentionRows(params, shift);
+  const auto encode = [&](CUtensorMap& map, const HeadsView& view, int64_t length, int64_t heads, int rows_of_box) {
+    return encode_tensor_map(map, tensor_map_of(view, params.dtype, D, length, heads, params.batch, rows_of_box));
+  };
+  cudaError_t error = encode(kernel_params.query_map, params.query, params.queries, params.heads, attention_query_tile);
+  if (error == cudaSuccess) {
+    error = encode(kernel_params.key_map, params.key, params.keys, params.key_heads, attention_key_tile);
+  }
+  if (error == cudaSuccess) {
+    error = encode(kernel_params.value_map, params.value, params.keys, params.key_heads, attention_key_tile);
+  }
+  if (error != cudaSuccess) return error;
+  const dim3 grid(static_cast<unsigned>(ceil_div(params.queries, attention_query_tile)),
+                  static_cast<unsigned>(params.heads), static_cast<unsigned>(params.batch));
+  return launch(attention_forward_sm90_kernel<T, D>, grid, dim3(attention_threads), sizeof(AttentionShared<D>), stream,
+                kernel_params);
+}
+
+}  // namespace fusewright::cuda

@@ -1,0 +1,19 @@
+// What tests set and ask. Kernels that run in the emulator may access only buffers that were added.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C" {
+
+// Of every choice of the launches that follow: the order of blocks, warps, lanes and asynchronous copies.
+void fusewright_emulation_set_seed(uint64_t seed);
+void fusewright_emulation_set_multiprocessors(int count);
+
+// `written`: the contents came from the host. A kernel that reads other bytes before one has written them is reported.
+void fusewright_emulation_add_buffer(const char* name, void* data, size_t bytes, int written, int writable);
+void fusewright_emulation_remove_buffer(const void* data);
+
+// Of the last launch that failed.
+const char* fusewright_emulation_report();
+}
