@@ -7,7 +7,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fusewright
-from fusewright import functional, nn
+from fusewright import functional, nn, testing
 from fusewright_kernels import dispatch, library
 from fusewright_kernels.checks import ArgumentTypeError, ArgumentValueError
 
@@ -192,6 +192,18 @@ def test_autocast_runs_in_the_low_precision_type():
     assert module.weight_hh_l0.grad.dtype is torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert functional.lstm_cell(torch.randn(3, 5), None, *module.parameters())[0].dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_backward_under_autocast_stays_in_the_type_of_its_forward(steps, backend):
+    leaves = {name: tensor.requires_grad_() for name, tensor in layer_inputs("gru", steps, 3, 20, 30).items()}
+    expected = torch.autograd.grad(functional.gru(**leaves, backend=backend)[0].sum(), list(leaves.values()))
+    output = functional.gru(**leaves, backend=backend)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(output.sum(), list(leaves.values()))
+    for gradient, other in zip(actual, expected, strict=True):
+        assert testing.bits_equal(gradient, other)
 
 
 def test_meta_tensors_give_shapes():

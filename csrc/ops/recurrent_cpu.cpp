@@ -102,39 +102,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor inpu
   return {output, h_n, c_n, gates, cells};
 }
 
-// Rows of one step of each sample, in the order of the walk, from (T, B, width) rows or from (B, width) ones.
-class RowGather {
- public:
-  RowGather(const RecurrentParams& params, int64_t width, const Tensor& like)
-      : params_(params), row_bytes_(width * static_cast<int64_t>(like.element_size())) {
-    const int64_t sizes[2] = {params.rows, width};
-    gathered = empty(sizes, 2, like.scalar_type(), like);
-  }
-
-  // source(step, position) is the row to take, or nullptr for zeros.
-  template <class Source>
-  void run(const Source& source) {
-    char* const target = static_cast<char*>(gathered.data_ptr());
-    parallel_rows(params_.steps, params_.batch * row_bytes_, [&](int64_t begin, int64_t end) {
-      for (int64_t step = begin; step < end; ++step) {
-        for (int64_t p = 0; p < params_.active[step]; ++p) {
-          char* row = target + (params_.first_row[step] + p) * row_bytes_;
-          if (const void* from = source(step, p)) {
-            std::memcpy(row, from, row_bytes_);
-          } else {
-            std::memset(row, 0, row_bytes_);
-          }
+// Rows of `width` elements of `like`'s type, one for each row of the walk: source(step, position) is where to copy it
+// from, or nullptr for zeros.
+template <class Source>
+Tensor gather_rows(const RecurrentParams& params, int64_t width, const Tensor& like, const Source& source) {
+  const int64_t sizes[2] = {params.rows, width};
+  Tensor gathered = empty(sizes, 2, like.scalar_type(), like);
+  char* const target = static_cast<char*>(gathered.data_ptr());
+  const int64_t row_bytes = width * static_cast<int64_t>(like.element_size());
+  parallel_rows(params.steps, params.batch * row_bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t step = begin; step < end; ++step) {
+      for (int64_t p = 0; p < params.active[step]; ++p) {
+        char* row = target + (params.first_row[step] + p) * row_bytes;
+        if (const void* from = source(step, p)) {
+          std::memcpy(row, from, row_bytes);
+        } else {
+          std::memset(row, 0, row_bytes);
         }
       }
-    });
-  }
-
-  Tensor gathered;
-
- private:
-  const RecurrentParams& params_;
-  int64_t row_bytes_;
-};
+    }
+  });
+  return gathered;
+}
 
 const void* row_of(const void* data, int64_t row, int64_t row_bytes) {
   return static_cast<const char*>(data) + row * row_bytes;
@@ -143,13 +132,11 @@ const void* row_of(const void* data, int64_t row, int64_t row_bytes) {
 // The hidden state that each row's step began with.
 Tensor hidden_before(const RecurrentParams& params, const Tensor& output) {
   const int64_t row_bytes = params.hidden * static_cast<int64_t>(output.element_size());
-  RowGather rows(params, params.hidden, output);
-  rows.run([&](int64_t step, int64_t p) -> const void* {
+  return gather_rows(params, params.hidden, output, [&](int64_t step, int64_t p) -> const void* {
     if (params.reset_before(step, p)) return nullptr;
     if (step == 0) return row_of(params.h0, params.samples[p], row_bytes);
     return row_of(output.data_ptr(), params.tensor_row(step - 1, p), row_bytes);
   });
-  return rows.gathered;
 }
 
 // The input of each row.
@@ -158,19 +145,22 @@ Tensor input_rows(const RecurrentParams& params, const RecurrentInputs& inputs) 
     return torch::stable::reshape(inputs.input, {params.rows, params.inputs});
   }
   const int64_t element = static_cast<int64_t>(inputs.input.element_size());
-  RowGather rows(params, params.inputs, inputs.input);
-  rows.run([&](int64_t step, int64_t p) {
+  return gather_rows(params, params.inputs, inputs.input, [&](int64_t step, int64_t p) {
     const int64_t at =
         params.time_of(step, p) * params.input_time_stride + params.samples[p] * params.input_sample_stride;
     return row_of(params.input, at, element);
   });
-  return rows.gathered;
 }
 
 Tensor columns(Tensor tensor, int64_t first, int64_t count) { return torch::stable::narrow(tensor, 1, first, count); }
 
 Tensor as_type(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+// In the type of the factors, whatever a surrounding autocast would make of them.
+Tensor product(const Tensor& left, const Tensor& right) {
+  return as_type(torch::stable::matmul(left, as_type(right, left.scalar_type())), left.scalar_type());
 }
 
 // The sums over rows of `left` by `right`, in the type of the parameter. In float32 by a kernel of our own: torch's
@@ -180,23 +170,23 @@ Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType typ
   const int64_t rows = left.size(0), width = left.size(1);
   constexpr int64_t few_rows = 128;
   if (left.scalar_type() != ScalarType::Float || rows <= few_rows) {
-    return as_type(torch::stable::matmul(torch::stable::transpose(left, 0, 1), factor), type);
+    return as_type(product(torch::stable::transpose(left, 0, 1), factor), type);
   }
   const int64_t sizes[2] = {width, factor.size(1)};
-  Tensor product = empty(sizes, 2, ScalarType::Float, left);
+  Tensor sums = empty(sizes, 2, ScalarType::Float, left);
   const TransposedProductParams params{rows,
                                        static_cast<const float*>(left.data_ptr()),
                                        left.stride(0),
                                        static_cast<const float*>(factor.data_ptr()),
                                        factor.size(1),
                                        factor.size(1),
-                                       static_cast<float*>(product.data_ptr())};
+                                       static_cast<float*>(sums.data_ptr())};
   const CpuKernels& kernels = cpu_kernels();
   constexpr int64_t block = 48;
   parallel_rows((width + block - 1) / block, block * rows * factor.size(1), [&](int64_t begin, int64_t end) {
     kernels.transposed_product(params, begin * block, std::min(end * block, width));
   });
-  return as_type(product, type);
+  return as_type(sums, type);
 }
 
 void run_backward(const RecurrentBackwardParams& params) {
@@ -284,8 +274,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   } else {
     run_backward(params);
     if (need_states && params.single_step() && walk.rows > 0) {
-      const Tensor weight = as_type(inputs.weight_hh, of_hidden.scalar_type());
-      const Tensor hidden_gradients = torch::stable::matmul(of_hidden, weight);
+      const Tensor hidden_gradients = product(of_hidden, inputs.weight_hh);
       params.hidden_gradients = hidden_gradients.data_ptr();
       run_backward(params);
     }
@@ -294,8 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   Tensor grad_weight_ih = no_elements(type, input), grad_weight_hh = no_elements(type, input);
   Tensor grad_bias_ih = no_elements(type, input), grad_bias_hh = no_elements(type, input);
   if (need_input) {
-    const Tensor product = torch::stable::matmul(of_input, as_type(inputs.weight_ih, of_input.scalar_type()));
-    grad_input = input_gradient(params, inputs, as_type(product, type));
+    grad_input = input_gradient(params, inputs, as_type(product(of_input, inputs.weight_ih), type));
   }
   if (need_weights) {
     grad_weight_ih = product_over_rows(of_input, input_rows(params, inputs), type);

@@ -95,6 +95,87 @@ void run(const CpuKernels& kernels) {
   in_parallel(rows, [&](int64_t begin, int64_t end) { kernels.softmax_backward(softmax_backward, begin, end); });
 }
 
+// A layer whose members wait for each other after every step.
+void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell) {
+  constexpr int64_t steps = 5, batch = 7, inputs = 20, hidden = 70, gates = 4, gradient_gates = 6;
+  const auto values = [](int64_t count) { return std::vector<float>(count, 0.01f); };
+  std::vector<float> input = values(steps * batch * inputs), state = values(batch * hidden);
+  std::vector<float> weight_ih = values(gates * hidden * inputs), weight_hh = values(gates * hidden * hidden);
+  std::vector<float> bias = values(gates * hidden), output = values(steps * batch * hidden), last = state,
+                     last_cell = state;
+  std::vector<float> saved = values(steps * batch * gates * hidden), cells = output, carry = values(batch * 80);
+  std::vector<float> bias_sums = values(gradient_gates * hidden);
+  std::vector<int64_t> samples(batch), lengths(batch), active(steps), first_row(steps);
+  int64_t row = 0;
+  for (int64_t p = 0; p < batch; ++p) samples[p] = p, lengths[p] = p < 4 ? steps : 2;
+  for (int64_t step = 0; step < steps; ++step) {
+    first_row[step] = row;
+    row += active[step] = step < 2 ? batch : 4;
+  }
+  fusewright::RecurrentParams common;
+  common.cell = cell;
+  common.dtype = DataType::float32;
+  common.reverse = true;
+  common.time = common.steps = steps;
+  common.batch = batch;
+  common.inputs = inputs;
+  common.hidden = hidden;
+  common.rows = row;
+  common.samples = samples.data();
+  common.lengths = lengths.data();
+  common.active = active.data();
+  common.first_row = first_row.data();
+  common.resets = nullptr;
+  common.input = input.data();
+  common.input_time_stride = batch * inputs;
+  common.input_sample_stride = inputs;
+  common.h0 = common.c0 = state.data();
+  common.weight_ih = weight_ih.data();
+  common.weight_hh = weight_hh.data();
+  common.bias_ih = common.bias_hh = bias.data();
+  const auto in_team = [&](const auto& scratch_bytes, const auto& take_part) {
+    fusewright::Team team(threads);
+    in_parallel(threads, [&](int64_t, int64_t) {
+      const int64_t member = team.join();
+      if (member < 0) return;
+      std::vector<float> scratch(scratch_bytes(member, team.size()) / 4 + 32);
+      take_part(team, member, scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) / 4);
+    });
+  };
+  fusewright::RecurrentForwardParams forward{common,       output.data(), last.data(), last_cell.data(),
+                                             saved.data(), cells.data(),  nullptr};
+  std::vector<float> shared = values(kernels.recurrent_forward_shared(forward) / 4);
+  forward.shared = shared.data();
+  in_team([&](int64_t member, int64_t members) { return kernels.recurrent_forward_scratch(forward, member, members); },
+          [&](fusewright::Team& team, int64_t member, void* scratch) {
+            kernels.recurrent_forward(forward, team, member, scratch);
+          });
+  std::vector<float> grad_h0 = state, grad_c0 = state;
+  fusewright::RecurrentBackwardParams backward{common,
+                                               output.data(),
+                                               saved.data(),
+                                               cells.data(),
+                                               output.data(),
+                                               nullptr,
+                                               nullptr,
+                                               grad_h0.data(),
+                                               grad_c0.data(),
+                                               nullptr,
+                                               0,
+                                               bias_sums.data(),
+                                               carry.data(),
+                                               80,
+                                               nullptr};
+  backward.grad_gates_stride = kernels.recurrent_gradient_stride(backward);
+  std::vector<float> grad_gates = values((row + 15) * backward.grad_gates_stride);
+  backward.grad_gates = grad_gates.data();
+  in_team(
+      [&](int64_t member, int64_t members) { return kernels.recurrent_backward_scratch(backward, member, members); },
+      [&](fusewright::Team& team, int64_t member, void* scratch) {
+        kernels.recurrent_backward(backward, team, member, scratch);
+      });
+}
+
 }  // namespace
 
 int main() {
@@ -104,6 +185,8 @@ int main() {
     const std::string isa = names.substr(begin, comma - begin);
     if (fusewright_cpu_select(isa.c_str()) != 0) return 1;
     run(*fusewright_cpu_kernels());
+    run_recurrent(*fusewright_cpu_kernels(), fusewright::RecurrentCell::lstm);
+    run_recurrent(*fusewright_cpu_kernels(), fusewright::RecurrentCell::gru);
     std::printf("%s ran\n", isa.c_str());
     begin = comma + 1;
   }

@@ -13,6 +13,20 @@ _TENSORS = 10
 _DIFFERENTIABLE = 8
 
 
+def run(op: str, backend: str, *arguments: Any) -> tuple[Tensor, ...]:
+    """The op on ``backend``, its products in the types of their factors.
+
+    Autocast has had its say before the checks. It would reach into the op's own products, and a backward may stand
+    under one that its forward did not.
+    """
+    overload = library.overload(op, backend)
+    device_type = next(argument for argument in arguments if argument is not None).device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return overload(*arguments)
+    with torch.autocast(device_type, enabled=False):
+        return overload(*arguments)
+
+
 class Recurrent(torch.autograd.Function):
     """(the inputs of ``recurrent_forward`` but the last, backend) -> (output, h_n, c_n, gates, cells)."""
 
@@ -33,8 +47,22 @@ class Recurrent(torch.autograd.Function):
         reverse: bool,
         backend: str,
     ) -> tuple[Tensor, ...]:
-        return library.overload("recurrent_forward", backend)(
-            input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, cell, reverse, True
+        return run(
+            "recurrent_forward",
+            backend,
+            input,
+            h0,
+            c0,
+            weight_ih,
+            weight_hh,
+            bias_ih,
+            bias_hh,
+            weight_hr,
+            lengths,
+            resets,
+            cell,
+            reverse,
+            True,
         )
 
     @staticmethod
@@ -55,7 +83,7 @@ class Recurrent(torch.autograd.Function):
         if autograd.second_derivative_possible(grad_output, grad_h_n, grad_c_n, *tensors[:_DIFFERENTIABLE]):
             gradients = RecurrentBackward.apply(*arguments, ctx.backend)
         else:
-            gradients = library.overload("recurrent_backward", ctx.backend)(*arguments)
+            gradients = run("recurrent_backward", ctx.backend, *arguments)
         wanted = [
             need and tensor is not None
             for need, tensor in zip(needed[:_DIFFERENTIABLE], tensors[:_DIFFERENTIABLE], strict=True)
@@ -108,7 +136,7 @@ class RecurrentBackward(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         *arguments, backend = inputs
-        return library.overload("recurrent_backward", backend)(*arguments)
+        return run("recurrent_backward", backend, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

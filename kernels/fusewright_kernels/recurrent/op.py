@@ -6,7 +6,7 @@ from torch import Tensor
 from fusewright_kernels import autograd, dispatch, library
 from fusewright_kernels.checks import type_error, value_error
 from fusewright_kernels.recurrent import backend_native, backend_reference, checks
-from fusewright_kernels.recurrent.function import Recurrent
+from fusewright_kernels.recurrent.function import Recurrent, run
 
 backend_reference.attach()
 dispatch.register("recurrent", {"cpu": backend_native.refuse_cpu})
@@ -46,7 +46,8 @@ def recurrent(
     arguments = (*tensors, checks.lengths(lengths, input), checks.resets(resets, input), cell, reverse)
     if autograd.derivative_possible(*tensors):
         return autograd.apply(Recurrent, *arguments, chosen)[:3]
-    return library.overload("recurrent_forward", chosen)(*arguments, False)[:3]
+    output, h_n, c_n, *_ = run("recurrent_forward", chosen, *arguments, False)
+    return output, h_n, c_n
 
 
 def recurrent_cell(
