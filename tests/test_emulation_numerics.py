@@ -23,6 +23,8 @@ def emulation() -> Iterator[None]:
         yield
 
 
+# torch says that its own rms_norm has no fused form for mixed dtypes.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @dtypes
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm"])
 def test_public_cases_are_within_their_budgets(op, dtype):
