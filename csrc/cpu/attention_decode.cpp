@@ -6,8 +6,8 @@
 // in order. Dao et al., "Flash-Decoding for long-context inference", 2023.
 
 #include "fusewright/cpu/arena.h"
-#include "fusewright/cpu/dot.h"
 #include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/dot.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"
 

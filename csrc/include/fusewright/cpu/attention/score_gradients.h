@@ -5,9 +5,9 @@
 #pragma once
 
 #include "fusewright/cpu/arena.h"
-#include "fusewright/cpu/dot.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/dot.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
