@@ -155,6 +155,8 @@ inline Float rounded(Float value) {
   }
 }
 
+// Numbers of gates, of saved values and of summed biases of a unit; and `group`, blocks of units whose gates make whole
+// panels.
 template <RecurrentCell Cell>
 struct CellShape;
 template <>
@@ -166,7 +168,6 @@ template <>
 struct CellShape<RecurrentCell::gru> {
   static constexpr int64_t gates = 3, saved = 4, biases = 4, group = 4;
 };
-// `group`: blocks of units whose gates make whole panels.
 template <>
 struct CellShape<RecurrentCell::rnn_tanh> {
   static constexpr int64_t gates = 1, saved = 0, biases = 1, group = 4;
@@ -174,11 +175,12 @@ struct CellShape<RecurrentCell::rnn_tanh> {
 template <>
 struct CellShape<RecurrentCell::rnn_relu> : CellShape<RecurrentCell::rnn_tanh> {};
 
-// Calls body with the cell as a constant, its value in `Cell::value`.
 template <RecurrentCell Value>
 struct CellConstant {
   static constexpr RecurrentCell value = Value;
 };
+
+// Calls body with a CellConstant.
 template <class Body>
 inline void with_cell(RecurrentCell cell, Body body) {
   switch (cell) {
