@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fusewright_kernels import library, native
+from fusewright_kernels import cpu_kernels, library, native
 from fusewright_kernels.attention import backend_triton
 from fusewright_kernels.checks import LOW_PRECISION
 from fusewright_kernels.dispatch import Call
 
-_DTYPES = (torch.float32, *LOW_PRECISION)
 _HOPPER = (9, 0)
 _HOPPER_WIDTHS = (64, 128)
 # A row begins at a multiple of this many bytes for Hopper's tensor copies, and a grid has so many blocks along y and z.
@@ -24,12 +23,7 @@ _MOST_BLOCKS = 65535
 
 
 def refuse_cpu(call: Call) -> str | None:
-    if call.device_type != "cpu":
-        return f"tensors are on {call.device_type}"
-    for dtype in call.dtypes:
-        if dtype not in (*_DTYPES, torch.bool):
-            return f"dtype {dtype} has no compiled kernel"
-    return native.cpu_unavailable_reason()
+    return cpu_kernels.refuse(call, torch.bool)
 
 
 def refuse_cuda(call: Call) -> str | None:

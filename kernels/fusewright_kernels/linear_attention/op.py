@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, dispatch, library
+from fusewright_kernels import autograd, cpu_kernels, dispatch, library
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
-from fusewright_kernels.linear_attention import backend_native, backend_reference, reference
+from fusewright_kernels.linear_attention import backend_reference, reference
 from fusewright_kernels.linear_attention.function import LinearAttention
 
 FEATURE_MAPS = {"elu": reference.ELU, "identity": reference.IDENTITY}
 
 backend_reference.attach()
-dispatch.register("linear_attention", {"cpu": backend_native.refuse_cpu})
+dispatch.register("linear_attention", {"cpu": cpu_kernels.refuse})
 
 
 def linear_attention(

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, dispatch, library, philox
+from fusewright_kernels import autograd, cpu_kernels, dispatch, library, philox
 from fusewright_kernels.checks import probability, value_error
 from fusewright_kernels.checks import seed as check_seed
-from fusewright_kernels.lsh_attention import backend_native, backend_reference, checks
+from fusewright_kernels.lsh_attention import backend_reference, checks
 from fusewright_kernels.lsh_attention.function import LshAttention
 from fusewright_kernels.lsh_attention.reference import default_buckets
 
 backend_reference.attach()
-dispatch.register("lsh_attention", {"cpu": backend_native.refuse_cpu})
+dispatch.register("lsh_attention", {"cpu": cpu_kernels.refuse})
 
 
 def lsh_hash(

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, dispatch, library
+from fusewright_kernels import autograd, cpu_kernels, dispatch, library
 from fusewright_kernels.checks import type_error, value_error
 from fusewright_kernels.recurrent import backend_native, backend_reference, checks
 from fusewright_kernels.recurrent.function import Recurrent, run
 
 backend_reference.attach()
-dispatch.register("recurrent", {"cpu": backend_native.refuse_cpu})
+dispatch.register("recurrent", {"cpu": cpu_kernels.refuse})
 dispatch.register("projected_recurrent", {"cpu": backend_native.refuse_projection})
 
 
