@@ -14,6 +14,8 @@ from fusewright.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusewright.nn.reformer import ChunkedFeedForward, ReformerLayer
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
+from fusewright.nn.routing_attention import RoutingSelfAttention
+from fusewright.nn.sinkhorn_attention import SinkhornSelfAttention
 from fusewright.nn.sparse_attention import SparseSelfAttention
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "ReversibleBlock",
     "ReversibleSequence",
     "RotaryEmbedding",
+    "RoutingSelfAttention",
+    "SinkhornSelfAttention",
     "SinusoidalPositionalEncoding",
     "SparseSelfAttention",
 ]  # fmt: skip
