@@ -43,15 +43,15 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def refuse_row_wise(call: Call) -> str | None:
-    """Why the row-wise kernels cannot serve ``call``, or None; they take any rank and any strides."""
+def refuse(call: Call) -> str | None:
+    """Why the kernels cannot serve ``call``, or None; they take any rank, any strides, and bool masks."""
     reason = unavailable_reason()
     if reason is not None:
         return reason
     if call.device_type != "cuda" and not (INTERPRETED and call.device_type == "cpu"):
         return f"Triton kernels run on CUDA tensors, not on {call.device_type}"
     for dtype in call.dtypes:
-        if dtype not in DTYPES:
+        if dtype.is_floating_point and dtype not in DTYPES:
             return f"the Triton kernels have no {dtype}"
     return None
 
@@ -68,3 +68,8 @@ def ceil_div(numerator: int, denominator: int) -> int:
 def next_power_of_2(number: int) -> int:
     """The smallest power of two that is at least ``number``, which is at least 1."""
     return 1 << (number - 1).bit_length()
+
+
+def strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
+    """Arguments ``stride_<name>_<axis>`` of a kernel, one for each letter of ``axes``."""
+    return {f"stride_{name}_{axis}": tensor.stride(dim) for dim, axis in enumerate(axes)}

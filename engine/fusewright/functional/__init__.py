@@ -12,6 +12,7 @@ from fusewright.functional.attention import scaled_dot_product_attention as scal
 from fusewright.functional.attention import varlen_attention as varlen_attention
 from fusewright.functional.linear_attention import linear_attention as linear_attention
 from fusewright.functional.lsh_attention import lsh_attention as lsh_attention
+from fusewright.functional.lsh_attention import lsh_decode_attention as lsh_decode_attention
 from fusewright.functional.lsh_attention import lsh_hash as lsh_hash
 from fusewright.functional.normalization import add_layer_norm as add_layer_norm
 from fusewright.functional.normalization import add_rms_norm as add_rms_norm

@@ -4,6 +4,7 @@ from fusewright.nn.additive_attention import AdditiveAttention
 from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
 from fusewright.nn.lsh_attention import LSHSelfAttention
+from fusewright.nn.lsh_cache import LSHCache
 from fusewright.nn.normalization import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 from fusewright.nn.positional import (
     AxialPositionalEmbedding,
@@ -29,6 +30,7 @@ __all__ = [
     "ChunkedFeedForward",
     "GRUCell",
     "KeyValueCache",
+    "LSHCache",
     "LSHSelfAttention",
     "LSTMCell",
     "LayerNorm",
