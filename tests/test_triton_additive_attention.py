@@ -30,7 +30,8 @@ def quick_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles so small that short sequences have several, and wide rows several pieces."""
     if "shipped" not in request.node.name:
-        monkeypatch.setattr(tiles, "additive_tile", lambda d, dv: Tile(16, 16, 16, 16, 4, 1))
+        for name in ("additive_forward_tile", "additive_backward_tile"):
+            monkeypatch.setattr(tiles, name, lambda itemsize, d, dv: Tile(16, 16, 16, 16, 4, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -81,7 +81,7 @@ def additive_attention_forward(query: Tensor, key: Tensor, value: Tensor, *argum
         return output, statistics
     from fusewright_kernels.attention import triton_kernels_additive as kernels
 
-    tile = tiles.additive_tile(width, value.shape[3])
+    tile = tiles.additive_forward_tile(query.itemsize, width, value.shape[3])
     blocks = ceil_div(length, tile.block_m)
     pieces = max(ceil_div(value.shape[3], tile.block_dv), 1)
     with launching_on(query):
@@ -137,7 +137,7 @@ def _launch_query(
     from fusewright_kernels.attention import triton_kernels_additive as kernels
 
     batch, heads, length, width = problem.query.shape
-    tile = tiles.additive_tile(width, problem.value.shape[3])
+    tile = tiles.additive_backward_tile(problem.query.itemsize, width, problem.value.shape[3])
     blocks = ceil_div(length, tile.block_m)
     partial = problem.score_weight.new_empty((batch, heads, blocks, width)) if need_weight else None
     kernels.additive_attention_backward_query_kernel[(batch * heads * blocks * ceil_div(width, tile.block_d),)](
@@ -155,7 +155,7 @@ def _launch_key(problem: _Problem, shared: dict[str, Any], grad_key: Tensor | No
     from fusewright_kernels.attention import triton_kernels_additive as kernels
 
     batch, key_heads, length, width = problem.key.shape
-    tile = tiles.additive_tile(width, problem.value.shape[3])
+    tile = tiles.additive_backward_tile(problem.query.itemsize, width, problem.value.shape[3])
     blocks = ceil_div(length, tile.block_n)
     pieces = max(ceil_div(width, tile.block_d), ceil_div(problem.value.shape[3], tile.block_dv))
     if pieces == 0:

@@ -151,9 +151,9 @@ _COVERAGE = (
     ("fp16", (128, 128), (PLAIN,)),
 )
 _ADDITIVE_KERNELS = (
-    additive.additive_attention_forward_kernel,
-    additive.additive_attention_backward_query_kernel,
-    additive.additive_attention_backward_key_kernel,
+    (additive.additive_attention_forward_kernel, tiles.additive_forward_tile),
+    (additive.additive_attention_backward_query_kernel, tiles.additive_backward_tile),
+    (additive.additive_attention_backward_key_kernel, tiles.additive_backward_tile),
 )
 _ADDITIVE_COVERAGE = (("fp32", (64, 64)), ("fp32", (257, 257)), ("bf16", (16, 16)), ("bf16", (128, 128)))
 _DECODE_COVERAGE = (
@@ -180,9 +180,10 @@ def _cases(architecture: int) -> Iterator[Case]:
     grouped = tiles.forward_tile(2, 128, 128, architecture, False)
     yield Case(forward.attention_forward_kernel, grouped, architecture, "bf16", (128, 128), CAUSAL, group=4)
     for dtype, widths in _ADDITIVE_COVERAGE:
-        for kernel in _ADDITIVE_KERNELS:
+        for kernel, additive_tile_of in _ADDITIVE_KERNELS:
+            additive_tile = additive_tile_of(_itemsize(dtype), *widths)
             for features in (PLAIN, EVERYTHING):
-                yield Case(kernel, tiles.additive_tile(*widths), architecture, dtype, widths, features)
+                yield Case(kernel, additive_tile, architecture, dtype, widths, features)
     for dtype, every_widths in _DECODE_COVERAGE:
         for widths in every_widths:
             for features, rows in ((PLAIN, 8), (SPLIT, 8), (EVERYTHING, 8), (EVERYTHING, 64)):

@@ -101,8 +101,10 @@ SPLIT_LENGTH = 512
 # Splits that the joining program holds at a time, and columns of their sums.
 JOINED = Tile(16, 16, 128, 128, 4, 1)
 
-# Columns of a result that one program of additive attention makes; more would repeat all scores.
-_WIDEST_ADDITIVE = 128
+# By itemsize: queries and keys of a tile of additive attention, whose work is elementwise, and the columns of a result
+# that a program makes, each piece of which repeats all scores.
+_ADDITIVE_FORWARD = {2: (32, 128), 4: (16, 64)}
+_ADDITIVE_BACKWARD = {2: (16, 64), 4: (16, 32)}
 
 # For what backward needs of each row: a sweep over memory.
 ROWS = Tile(32, 16, 128, 128, 4, 1)
@@ -141,6 +143,14 @@ def backward_query_tile(itemsize: int, d: int, dv: int, architecture: int, by_pa
     return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture, by_pair, widest_dv)
 
 
-def additive_tile(d: int, dv: int) -> Tile:
-    """For additive attention, whose work is elementwise: a square of pairs, as many of each as warps cover well."""
-    return Tile(32, 32, min(padded(d), _WIDEST_ADDITIVE), min(padded(dv), _WIDEST_ADDITIVE), 4, 1)
+def additive_forward_tile(itemsize: int, d: int, dv: int) -> Tile:
+    return _additive_tile(_ADDITIVE_FORWARD[itemsize], d, dv)
+
+
+def additive_backward_tile(itemsize: int, d: int, dv: int) -> Tile:
+    return _additive_tile(_ADDITIVE_BACKWARD[itemsize], d, dv)
+
+
+def _additive_tile(square_and_widest: tuple[int, int], d: int, dv: int) -> Tile:
+    square, widest = square_and_widest
+    return Tile(square, square, min(padded(d), widest), min(padded(dv), widest), 4, 1)

@@ -29,6 +29,18 @@ _NOT_SPECIALIZED = ["H", "T", "S", "n_own_blocks", "before", "after", "keep_thre
 
 
 @triton.jit
+def visible_columns(o_rows, n_rows, n_columns, before, after, BOTTOM_RIGHT: tl.constexpr):
+    b_low, b_high, _ = visible_interval(o_rows, n_rows, n_columns, None, None, 0, 0, before, after, BOTTOM_RIGHT)
+    return b_low, b_high
+
+
+@triton.jit
+def tiles_to_visit(b_low, b_high, BLOCK: tl.constexpr):
+    first, _, _, end = plan_tiles(b_low, b_high, None, BLOCK, True)
+    return first, end
+
+
+@triton.jit
 def column_of_sums(p_own, o_own, p_other, o_other, i_d):
     """tanh(own + other) of column ``i_d``, [own, other]."""
     b_own = tl.load(p_own + o_own + i_d).to(tl.float32)
@@ -87,8 +99,8 @@ def additive_attention_forward_kernel(
     o_t = tl.minimum(o_rows, T - 1)
     o_t64 = o_t.to(tl.int64)
     o_mask_rows = i_b * stride_mask_b + i_h * stride_mask_h + o_t64 * stride_mask_t
-    b_low, b_high, _ = visible_interval(o_t, T, S, None, None, 0, 0, before, after, BOTTOM_RIGHT)
-    first, _, _, end = plan_tiles(b_low, b_high, None, BLOCK_N, True)
+    b_low, b_high = visible_columns(o_t, T, S, before, after, BOTTOM_RIGHT)
+    first, end = tiles_to_visit(b_low, b_high, BLOCK_N)
     b_maximum = tl.full([BLOCK_M], -INFINITY, tl.float32)
     b_total = tl.zeros([BLOCK_M], tl.float32)
     b_sum = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
@@ -192,10 +204,10 @@ def additive_attention_backward_query_kernel(
     o_t = tl.minimum(o_rows, T - 1)
     o_t64 = o_t.to(tl.int64)
     o_mask_rows = i_b * stride_mask_b + i_h * stride_mask_h + o_t64 * stride_mask_t
-    b_low, b_high, _ = visible_interval(o_t, T, S, None, None, 0, 0, before, after, BOTTOM_RIGHT)
+    b_low, b_high = visible_columns(o_t, T, S, before, after, BOTTOM_RIGHT)
     # The last row, which those behind it repeat, counts once in the sums over rows.
     b_high = tl.where(m_rows, b_high, 0)
-    first, _, _, end = plan_tiles(b_low, b_high, None, BLOCK_N, True)
+    first, end = tiles_to_visit(b_low, b_high, BLOCK_N)
     o_grad_rows = o_t64 * stride_grad_t
     b_grad_rows = load_tile(p_grad_output, o_grad_rows, m_rows, 0, DV, BLOCK_DV, True)
     b_reference = tl.load(p_rows + i_head * T + o_t64)[:, None]
@@ -272,8 +284,8 @@ def additive_attention_backward_key_kernel(
     m_rows = o_rows < S
     o_s = tl.minimum(o_rows, S - 1)
     o_s64 = o_s.to(tl.int64)
-    b_low, b_high, _ = visible_interval(o_s, S, T, None, None, 0, 0, after, before, BOTTOM_RIGHT)
-    first, _, _, end = plan_tiles(b_low, b_high, None, BLOCK_M, True)
+    b_low, b_high = visible_columns(o_s, S, T, after, before, BOTTOM_RIGHT)
+    first, end = tiles_to_visit(b_low, b_high, BLOCK_M)
     b_value_rows = load_tile(p_value, o_s64 * stride_value_s, m_rows, 0, DV, BLOCK_DV, True)
     b_sum = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     b_value_sum = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
