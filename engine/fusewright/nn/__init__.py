@@ -15,6 +15,8 @@ from fusewright.nn.reformer import ChunkedFeedForward, ReformerLayer
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
 from fusewright.nn.sparse_attention import SparseSelfAttention
+from fusewright.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from fusewright.nn.transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "GRU",
@@ -40,4 +42,9 @@ __all__ = [
     "RotaryEmbedding",
     "SinusoidalPositionalEncoding",
     "SparseSelfAttention",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
 ]  # fmt: skip
