@@ -33,8 +33,6 @@ class TransformerEncoder(nn.TransformerEncoder):
     Shape: (T, B, E), (B, T, E) with ``batch_first``, or one sequence (T, E), to the same.
     """
 
-    reversible = False
-
     def __init__(
         self,
         encoder_layer: nn.Module,

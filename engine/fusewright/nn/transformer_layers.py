@@ -72,8 +72,9 @@ class _Layer(nn.Module):
             return self._attend_by_hashing(self.self_attn, hidden, mask, padding, is_causal, cache)
         extra = {} if cache is None else {"cache": cache}
         return self.self_attn(
-            hidden, hidden, hidden, padding, need_weights=False, attn_mask=mask, is_causal=is_causal, **extra
-        )[0]
+            hidden, hidden, hidden, key_padding_mask=padding, need_weights=False, attn_mask=mask, is_causal=is_causal,
+            **extra,
+        )[0]  # fmt: skip
 
     def _attend_by_hashing(
         self,
@@ -225,8 +226,8 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
 
         def attend_memory(query: Tensor) -> Tensor:
             return self.multihead_attn(
-                query, memory, memory, memory_key_padding_mask, need_weights=False, attn_mask=memory_mask,
-                is_causal=memory_is_causal,
+                query, memory, memory, key_padding_mask=memory_key_padding_mask, need_weights=False,
+                attn_mask=memory_mask, is_causal=memory_is_causal,
             )[0]  # fmt: skip
 
         hidden = self.norm1(tgt) if self.norm_first else tgt
