@@ -1,6 +1,6 @@
 """Argument checks with one error style: the argument, its value, what was expected.
 
-The two exception classes are also ``RuntimeError``, the class torch's own functions raise, so that code written
+The exception classes are also ``RuntimeError``, the class torch's own functions raise, so that code written
 against torch keeps catching them.
 """
 
@@ -16,6 +16,10 @@ class ArgumentValueError(ValueError, RuntimeError):
 
 class ArgumentTypeError(TypeError, RuntimeError):
     """An argument has the wrong type or dtype."""
+
+
+class ArgumentIndexError(IndexError, ArgumentValueError):
+    """An index is out of range, for which torch's own functions raise ``IndexError``."""
 
 
 def value_error(argument: str, value: object, expected: str) -> ArgumentValueError:
