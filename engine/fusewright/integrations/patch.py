@@ -52,7 +52,8 @@ def patch(model: nn.Module) -> Report:
     """Let the modules of ``model`` run on our kernels, until :func:`unpatch`.
 
     Swapped are torch.nn's MultiheadAttention, LayerNorm, RMSNorm, TransformerEncoder and its layer,
-    TransformerDecoderLayer, LSTM, GRU, RNN and their cells, and the Llama-style RMS normalisations of transformers.
+    TransformerDecoderLayer, LSTM, GRU, RNN and their cells, CrossEntropyLoss, and the Llama-style RMS normalisations of
+    transformers.
     A module stays the same object with the same parameters, hooks, mode, dtype and device: only its class changes, to
     the one of the same name in :mod:`fusewright.nn`. A copy of a patched model is patched, and can be saved.
 

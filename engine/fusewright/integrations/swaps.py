@@ -104,6 +104,7 @@ _SWAPS: dict[type[nn.Module], Callable[[nn.Module], Swap]] = {
     nn.TransformerEncoderLayer: _to(fused.TransformerEncoderLayer, _layout),
     nn.TransformerDecoderLayer: _to(fused.TransformerDecoderLayer, _layout),
     nn.TransformerEncoder: _to(fused.TransformerEncoder, lambda module: {"reversible": False}),
+    nn.CrossEntropyLoss: _to(fused.CrossEntropyLoss),
     nn.LSTM: _to(fused.LSTM),
     nn.GRU: _to(fused.GRU),
     nn.RNN: _to(fused.RNN),

@@ -1,8 +1,11 @@
 """The keys and values that a decoder has seen so far."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fusewright import functional
 from fusewright_kernels.checks import type_error, value_error
 
 
@@ -45,6 +48,16 @@ class KeyValueCache:
     def capacity(self) -> int:
         return self.key.shape[2]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no sequence holds anything yet."""
+        return self._longest == 0
+
+    @property
+    def positions(self) -> Tensor:
+        """(B,) int64: the position of the next key of each sequence."""
+        return self.lengths
+
     def append(self, key: Tensor, value: Tensor) -> None:
         """Write key (B, HK, T, D) and value (B, HK, T, value_dim) behind what each sequence holds.
 
@@ -52,14 +65,7 @@ class KeyValueCache:
             ValueError: a shape does not fit, there is no room, or a gradient is wanted: the cache has none.
             TypeError: another dtype than the cache's.
         """
-        for name, rows, cache in (("key", key, self.key), ("value", value, self.value)):
-            expected = (*cache.shape[:2], key.shape[2] if key.ndim == 4 else "T", cache.shape[3])
-            if tuple(rows.shape) != expected:
-                raise value_error(f"{name}.shape", tuple(rows.shape), str(expected))
-            if rows.dtype is not cache.dtype:
-                raise type_error(f"{name}.dtype", rows.dtype, f"{cache.dtype}, the dtype of the cache")
-            if rows.requires_grad and torch.is_grad_enabled():
-                raise value_error(f"{name}.requires_grad", True, "False: a cache has no gradient; use torch.no_grad()")
+        self._check_rows(key, value)
         added = key.shape[2]
         if self._longest + added > self.capacity:
             raise value_error("the cache's length", self._longest + added, f"at most its capacity {self.capacity}")
@@ -69,6 +75,43 @@ class KeyValueCache:
         self.value[batches, :, positions] = value.transpose(1, 2)
         self.lengths += added
         self._longest += added
+
+    def attend(self, query: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+        """Causal attention of the newest T positions, appended before, over all.
+
+        Args:
+            query: (B, H, T, D).
+            bias: broadcasts to (B, H, T, capacity), added to the logits; without options.
+            options: of :func:`fusewright.functional.decode_attention`.
+
+        Returns:
+            (B, H, T, value_dim).
+        """
+        if bias is not None:
+            length = query.shape[2]
+            newest = self.lengths[:, None] - length + torch.arange(length, device=query.device)
+            later = torch.arange(self.capacity, device=query.device) > newest[..., None]
+            mask = bias.masked_fill(later[:, None], -torch.inf)
+            attended = functional.scaled_dot_product_attention(query, self.key, self.value, mask, enable_gqa=True)
+            assert isinstance(attended, Tensor)
+            return attended
+        attended = functional.decode_attention(query, self.key, self.value, self.lengths, **options)
+        assert isinstance(attended, Tensor)
+        return attended
+
+    def select(self, rows: Tensor) -> None:
+        """Let sequence i be what sequence ``rows[i]`` was; ``rows`` (any number,) may repeat and leave out."""
+        self.key, self.value, self.lengths = self.key[rows], self.value[rows], self.lengths[rows]
+
+    def _check_rows(self, key: Tensor, value: Tensor) -> None:
+        for name, rows, cache in (("key", key, self.key), ("value", value, self.value)):
+            expected = (self.lengths.shape[0], cache.shape[1], key.shape[2] if key.ndim == 4 else "T", cache.shape[3])
+            if tuple(rows.shape) != expected:
+                raise value_error(f"{name}.shape", tuple(rows.shape), str(expected))
+            if rows.dtype is not cache.dtype:
+                raise type_error(f"{name}.dtype", rows.dtype, f"{cache.dtype}, the dtype of the cache")
+            if rows.requires_grad and torch.is_grad_enabled():
+                raise value_error(f"{name}.requires_grad", True, "False: a cache has no gradient; use torch.no_grad()")
 
     def reset(self, lengths: Tensor | None = None) -> None:
         """Keep the first ``lengths[b]`` positions of each sequence, none by default.

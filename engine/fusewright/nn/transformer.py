@@ -81,9 +81,9 @@ class TransformerEncoder(nn.TransformerEncoder):
         blocks = [ReversibleBlock(_Attention(layer), _FeedForward(layer)) for layer in self.layers]
         return ReversibleSequence(blocks)(src, mask, padding, causal)
 
-    def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
+    def make_caches(self, batch_size: int, capacity: int, **options: Any) -> list[KeyValueCache]:
         """An empty cache for each layer: see :meth:`MultiheadAttention.make_cache`."""
-        return make_caches(self.layers, batch_size, capacity)
+        return make_caches(self.layers, batch_size, capacity, **options)
 
 
 class _Attention(nn.Module):
@@ -143,9 +143,9 @@ class TransformerDecoder(nn.TransformerDecoder):
             )  # fmt: skip
         return output if self.norm is None else self.norm(output)
 
-    def make_caches(self, batch_size: int, capacity: int) -> list[KeyValueCache]:
+    def make_caches(self, batch_size: int, capacity: int, **options: Any) -> list[KeyValueCache]:
         """An empty cache for each self-attention: see :meth:`MultiheadAttention.make_cache`."""
-        return make_caches(self.layers, batch_size, capacity)
+        return make_caches(self.layers, batch_size, capacity, **options)
 
 
 class Transformer(nn.Transformer):
@@ -206,14 +206,14 @@ class Transformer(nn.Transformer):
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
 
 
-def make_caches(layers: nn.ModuleList, batch_size: int, capacity: int) -> list[KeyValueCache]:
+def make_caches(layers: nn.ModuleList, batch_size: int, capacity: int, **options: Any) -> list[KeyValueCache]:
     """An empty cache for the self-attention of each layer."""
     caches = []
     for layer in layers:
         attention = layer.self_attn
         if not isinstance(attention, MultiheadAttention):
             raise type_error("self_attn", f"a {type(attention).__name__}", "a MultiheadAttention: others have no cache")
-        caches.append(attention.make_cache(batch_size, capacity))
+        caches.append(attention.make_cache(batch_size, capacity, **options))
     return caches
 
 
