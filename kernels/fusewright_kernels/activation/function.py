@@ -119,9 +119,9 @@ class BiasGELUBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        def plain(*tensors: Any) -> list[Tensor]:
-            grad_input, grad_bias = reference.bias_gelu_backward(*tensors, tanh=ctx.tanh)
-            return [grad_input] if tensors[2] is None else [grad_input, grad_bias]
+        def plain(grad_output: Tensor, input: Tensor, bias: Tensor | None) -> list[Tensor]:
+            grad_input, grad_bias = reference.bias_gelu_backward(grad_output, input, bias, ctx.tanh)
+            return [grad_input] if bias is None else [grad_input, grad_bias]
 
         incoming = grad_gradients[:1] if ctx.saved_tensors[2] is None else grad_gradients
         return *autograd.pullback(plain, ctx.saved_tensors, incoming), None, None
@@ -131,8 +131,8 @@ class BiasGELUBackward(torch.autograd.Function):
         grad_output, input, bias, tanh, _ = inputs
 
         # A sample's own sum over its rows is no kernel's.
-        def plain(*tensors: Any) -> tuple[Tensor, Tensor]:
-            return reference.bias_gelu_backward(*tensors, tanh=tanh)
+        def plain(grad_output: Tensor, input: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            return reference.bias_gelu_backward(grad_output, input, bias, tanh)
 
         return torch.vmap(plain, in_dims[:3])(grad_output, input, bias), (0, 0)
 

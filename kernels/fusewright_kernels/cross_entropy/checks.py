@@ -29,6 +29,8 @@ def logits_and_target(input: Tensor, target: Tensor) -> None:
     floating_tensor("input", input)
     if input.ndim == 0:
         raise value_error("input.ndim", 0, "at least 1: (C) or (N, C, d1, ...)")
+    if input.shape[min(input.ndim - 1, 1)] == 0:
+        raise value_error("input.shape", tuple(input.shape), "at least one class")
     target_dtype(target, input)
     rows = input.shape[:1] + input.shape[2:] if input.ndim > 1 else input.shape[:0]
     if target.is_floating_point():

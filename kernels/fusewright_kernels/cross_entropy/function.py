@@ -101,10 +101,8 @@ class CrossEntropyBackward(torch.autograd.Function):
         grad_losses, input, target, weight = ctx.saved_tensors
         probabilities = target.is_floating_point()
 
-        def plain(grad_losses: Tensor, input: Tensor, *given: Any) -> list[Tensor]:
-            gradients = reference.backward(
-                grad_losses, input, *(given or (target,)), weight=weight, options=ctx.options
-            )
+        def plain(grad_losses: Tensor, input: Tensor, target: Tensor = target) -> list[Tensor]:
+            gradients = reference.backward(grad_losses, input, target, weight, ctx.options)
             return [gradient for gradient, want in zip(gradients, ctx.wanted, strict=True) if want]
 
         inputs = (grad_losses, input, target) if probabilities else (grad_losses, input)
@@ -126,7 +124,7 @@ class CrossEntropyBackward(torch.autograd.Function):
             _folded(tensor, dim, info) for tensor, dim in zip(inputs[:3], in_dims[:3], strict=True)
         )
         if in_dims[4] is None:
-            statistics = statistics.unsqueeze(1).expand(2, info.batch_size, *statistics.shape[1:])
+            statistics = statistics.unsqueeze(1).expand(3, info.batch_size, *statistics.shape[1:])
         else:
             statistics = statistics.movedim(in_dims[4], 1)
         gradients = CrossEntropyBackward.apply(grad_losses, input, target, weight, statistics.flatten(1, 2), *arguments)

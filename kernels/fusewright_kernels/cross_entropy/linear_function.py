@@ -73,12 +73,14 @@ class LinearCrossEntropy(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
         *options, equal_gradients, _, _, _, _ = inputs[5:]
 
-        def plain(input: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-            losses = linear_reference.losses(input, weight, bias, *given, options=Options(*options))
+        def plain(
+            input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, class_weight: Tensor | None
+        ) -> tuple[Tensor, ...]:
+            given = (input, weight, bias, target, class_weight, Options(*options))
+            losses = linear_reference.losses(*given)
             if not equal_gradients:
                 return losses, *(input.new_empty((0,)) for _ in range(3))
-            ones = torch.ones_like(losses)
-            return losses, *linear_reference.backward(ones, input, weight, bias, *given, options=Options(*options))
+            return losses, *linear_reference.backward(torch.ones_like(losses), *given)
 
         return torch.vmap(plain, in_dims[:5])(*inputs[:5]), (0, 0, 0, 0)
 
@@ -120,10 +122,8 @@ class LinearCrossEntropyBackward(torch.autograd.Function):
     def backward(ctx: Any, *grad_gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         *differentiable, target, class_weight = ctx.saved_tensors
 
-        def plain(*tensors: Any) -> list[Tensor]:
-            gradients = linear_reference.backward(
-                *tensors, target=target, class_weight=class_weight, options=ctx.options
-            )
+        def plain(grad_losses: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+            gradients = linear_reference.backward(grad_losses, input, weight, bias, target, class_weight, ctx.options)
             return [gradient for gradient, want in zip(gradients, ctx.wanted, strict=True) if want]
 
         incoming = [gradient for gradient, want in zip(grad_gradients, ctx.wanted, strict=True) if want]
@@ -131,7 +131,16 @@ class LinearCrossEntropyBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        def plain(*tensors: Any) -> tuple[Tensor, ...]:
-            return linear_reference.backward(*tensors, options=Options(*inputs[6:10]))
+        def plain(
+            grad_losses: Tensor,
+            input: Tensor,
+            weight: Tensor,
+            bias: Tensor | None,
+            target: Tensor,
+            class_weight: Tensor | None,
+        ) -> tuple[Tensor, ...]:
+            return linear_reference.backward(
+                grad_losses, input, weight, bias, target, class_weight, Options(*inputs[6:10])
+            )
 
         return torch.vmap(plain, in_dims[:6])(*inputs[:6]), (0, 0, 0)

@@ -33,8 +33,9 @@ def capped(input: Tensor, softcap: float) -> Tensor:
 def losses_with_statistics(
     input: Tensor, target: Tensor, weight: Tensor | None, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """A loss per row (N, d1, ...), and (2, N, d1, ...): the largest logit and the log of the sum of exponentials
-    relative to it. Log-sum-exp is their sum; apart they keep their digits where logits are large.
+    """A loss per row (N, d1, ...), and (3, N, d1, ...): the largest logit, the log of the sum of exponentials relative
+    to it, and the sum of what the row wants of its classes. The first two add up to the log-sum-exp; apart they keep
+    their digits where logits are large. A row that is ignored has zeros.
     """
     logits = capped(input, options.softcap)
     largest = logits.amax(1).detach()
@@ -49,9 +50,10 @@ def losses_with_statistics(
         losses = -_at_target(wanted, target, valid) * _at_target(log_probabilities, target, valid)
     if options.z_loss > 0.0:
         losses = losses + options.z_loss * (pivot + log_sum).square()
+    statistics = torch.stack([pivot, log_sum, wanted.sum(1)])
     if valid is not None:
-        losses = torch.where(valid, losses, 0.0)
-    return losses, torch.stack([pivot, log_sum])
+        losses, statistics = torch.where(valid, losses, 0.0), torch.where(valid, statistics, 0.0)
+    return losses, statistics
 
 
 def losses(input: Tensor, target: Tensor, weight: Tensor | None, options: Options) -> Tensor:

@@ -6,6 +6,7 @@ Importing this package defines them all; ``registry`` says how.
 from fusewright_kernels.library import (  # noqa: F401  (they define schemas and export nothing)
     activation,
     cross_entropy,
+    dropout_add,
     linear_attention,
     linear_cross_entropy,
     lsh_attention,

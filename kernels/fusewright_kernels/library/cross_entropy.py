@@ -11,7 +11,7 @@ _OPTIONS = "int ignore_index, float label_smoothing, float z_loss, float softcap
 def _forward_fake(input: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     rows = (input.shape[0], *input.shape[2:])
     dtype = torch.promote_types(input.dtype, torch.float32)
-    return input.new_empty(rows, dtype=dtype), input.new_empty((2, *rows), dtype=dtype)
+    return input.new_empty(rows, dtype=dtype), input.new_empty((3, *rows), dtype=dtype)
 
 
 define(
