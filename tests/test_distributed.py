@@ -104,6 +104,46 @@ def tensor_parallel(rank):
     )
 
 
+def divided_ops(rank):
+    """Attention divided by sequences and by heads, norms by sequences: forward, and gradients of what is shared."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = dist.init_device_mesh("cpu", (WORLD,))
+    query, key, value = normal(4, 4, 6, 8), normal(4, 2, 6, 8, seed=1), normal(4, 2, 6, 8, seed=2)
+    sinks, mask = normal(4, seed=3), normal(4, 1, 6, 6, seed=4)
+    residual, weight, bias = normal(4, 6, 8, seed=5), normal(8, seed=6), normal(8, seed=7)
+
+    def attend(query, key, value, sinks, mask):
+        return functional.scaled_dot_product_attention(
+            query, key, value, mask, enable_gqa=True, window=(3, 0), sinks=sinks
+        )
+
+    def normalize(x, residual, weight, bias):
+        x, residual = functional.add_layer_norm(functional.rms_norm(x, 8, weight), residual, 8, weight, bias)
+        return x * residual
+
+    for function, tensors, axes in (
+        (attend, (query, key, value, sinks, mask), {"b": (0, 0, 0, None, 0), "h": (1, 1, 1, 0, None)}),
+        (normalize, (normal(4, 6, 8, seed=8), residual, weight, bias), {"b": (0, 0, None, None)}),
+    ):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        expected = function(*leaves)
+        gradients = torch.autograd.grad(expected.square().sum(), leaves)
+        for dims in axes.values():
+            placements = [[Replicate() if dim is None else Shard(dim)] for dim in dims]
+            divided = [
+                distribute_tensor(tensor, mesh, placement).requires_grad_()
+                for tensor, placement in zip(tensors, placements, strict=True)
+            ]
+            output = function(*divided)
+            assert output.placements == (Shard(dims[0]),), output.placements
+            torch.testing.assert_close(output.full_tensor(), expected, rtol=1e-4, atol=1e-5)
+            actual = torch.autograd.grad(output.square().sum(), divided)
+            for one, other, dim in zip(actual, gradients, dims, strict=True):
+                assert dim is None or one.placements == (Shard(dim),)
+                torch.testing.assert_close(one.full_tensor(), other, rtol=1e-4, atol=1e-4)
+
+
 def _joined(parts):
     """One softmax over the keys of several, from the output and the log-sum-exp of each."""
     lses = torch.stack([lse for _, lse in parts])
@@ -168,7 +208,7 @@ def _shifted(tensor, turns):
     return received
 
 
-CASES = (data_parallel, fully_sharded, patched_and_sharded, tensor_parallel, ring_attention)
+CASES = (data_parallel, fully_sharded, patched_and_sharded, tensor_parallel, divided_ops, ring_attention)
 
 
 def _run(rank, folder):

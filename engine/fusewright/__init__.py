@@ -9,9 +9,6 @@ why, ``testing`` measures a result against a float64 oracle.
 from fusewright import functional, generation, models, nn
 from fusewright.diagnostics import explain
 from fusewright.integrations import disable, enable, enabled, patch, unpatch
-from fusewright.integrations.huggingface import register_when_imported as _register_when_imported
-
-_register_when_imported()
 
 __version__ = "0.1.0"
 __all__ = [

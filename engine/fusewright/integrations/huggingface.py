@@ -1,11 +1,6 @@
 """``attn_implementation="fusewright"`` for the models of transformers."""
 
-import importlib.abc
-import importlib.machinery
-import sys
 import warnings
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +10,7 @@ from fusewright import functional
 from fusewright_kernels.checks import value_error
 
 NAME = "fusewright"
-_REGISTRY = "transformers.modeling_utils"
+REGISTRY = "transformers.modeling_utils"
 
 
 def attention_forward(
@@ -84,43 +79,3 @@ def register() -> None:
 
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def register_when_imported() -> None:
-    """:func:`register` now if transformers' registry has been imported, else as soon as it is; never import it."""
-    if _REGISTRY in sys.modules:
-        register()
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Stands before the other finders until the registry is imported, and finds it by means of them."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _REGISTRY:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
-        return spec
-
-
-class _RegisteringLoader(importlib.abc.Loader):
-    """Loads as ``loader`` does, then registers."""
-
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        register()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
