@@ -68,3 +68,11 @@ def ceil_div(numerator: int, denominator: int) -> int:
 def next_power_of_2(number: int) -> int:
     """The smallest power of two that is at least ``number``, which is at least 1."""
     return 1 << (number - 1).bit_length()
+
+
+def element_wise_tile(columns: int) -> Tile:
+    """For kernels that hold few values an element and sum nothing: 4 warps with 16 elements, two 16-byte loads of bf16,
+    a thread.
+    """
+    block_n = min(max(next_power_of_2(columns), 16), 1024)
+    return Tile(2048 // block_n, block_n, 4, whole_rows=columns <= block_n)

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, row_kernels
-from fusewright_kernels.activation import backend_reference, reference
+from fusewright_kernels.activation import backend_reference, backend_triton, reference
 from fusewright_kernels.activation.function import BiasGELU, SwiGLU
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 
 backend_reference.attach()
-dispatch.register("swiglu", {"cpu": row_kernels.refuse_cpu})
-dispatch.register("bias_gelu", {"cpu": row_kernels.refuse_cpu})
+dispatch.register("swiglu", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
+dispatch.register("bias_gelu", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
 
 APPROXIMATIONS = ("none", "tanh")
 

@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, row_kernels
-from fusewright_kernels.cross_entropy import backend_reference, checks, reference
+from fusewright_kernels.cross_entropy import backend_reference, backend_triton, checks, reference
 from fusewright_kernels.cross_entropy.function import CrossEntropy
 from fusewright_kernels.cross_entropy.linear_op import linear_cross_entropy as linear_cross_entropy
 from fusewright_kernels.cross_entropy.reduction import reduce
 
 backend_reference.attach()
-dispatch.register("cross_entropy", {"cpu": row_kernels.refuse_cpu})
+dispatch.register("cross_entropy", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
 
 
 def cross_entropy(

@@ -5,11 +5,11 @@ from torch import Tensor
 from fusewright_kernels import autograd, dispatch, library, philox, row_kernels
 from fusewright_kernels.checks import floating_tensor, probability, same_device, type_error, value_error
 from fusewright_kernels.checks import seed as check_seed
-from fusewright_kernels.dropout_add import backend_reference, reference
+from fusewright_kernels.dropout_add import backend_reference, backend_triton, reference
 from fusewright_kernels.dropout_add.function import DropoutAdd, keep_mask_of
 
 backend_reference.attach()
-dispatch.register("dropout_add", {"cpu": row_kernels.refuse_cpu})
+dispatch.register("dropout_add", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
 
 
 def dropout_add(

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, row_kernels
 from fusewright_kernels.checks import ArgumentIndexError, floating_tensor, same_device, type_error, value_error
-from fusewright_kernels.rotary import backend_reference, reference
+from fusewright_kernels.rotary import backend_reference, backend_triton, reference
 from fusewright_kernels.rotary.function import Rotary
 
 backend_reference.attach()
-dispatch.register("rotary_embedding", {"cpu": row_kernels.refuse_cpu})
+dispatch.register("rotary_embedding", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
 
 
 def rotary_embedding(
