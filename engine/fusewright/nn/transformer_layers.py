@@ -101,7 +101,9 @@ class _Layer(nn.Module):
         return attention(hidden.transpose(0, 1), padding).transpose(0, 1)
 
     def _feed_forward(self, hidden: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(hidden))))
+        inner = self.linear1(hidden)
+        inner = functional.bias_gelu(inner) if self.activation is nn.functional.gelu else self.activation(inner)
+        return self.linear2(self.dropout(inner))
 
 
 class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
