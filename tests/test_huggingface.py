@@ -1,6 +1,6 @@
 """Models of transformers, small and random, before and after ``attn_implementation="fusewright"`` and ``patch``."""
 
-import subprocess
+import importlib
 import sys
 
 import pytest
@@ -8,9 +8,12 @@ import torch
 import transformers
 from enable_support import normal, served_by_ours
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
 
 import fusewright
 from fusewright.integrations.huggingface import attention_forward
+from fusewright.integrations.import_hooks import when_imported
 from fusewright_kernels.checks import ArgumentValueError
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 50}
@@ -181,14 +184,21 @@ def test_what_the_interface_does_not_do():
         attention_forward(torch.nn.Module(), *tensors, None, output_attentions=True)
 
 
-@pytest.mark.parametrize("order", [("fusewright", "transformers"), ("transformers", "fusewright")])
-def test_either_may_be_imported_first(order):
-    program = f"""
-import {order[0]}
-assert {order[0]!r} != "fusewright" or "transformers" not in __import__("sys").modules
-import {order[1]}
-from transformers.modeling_utils import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
-assert "fusewright" in AttentionInterface._global_mapping and "fusewright" in AttentionMaskInterface._global_mapping
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
+def test_registers_as_soon_as_the_registry_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "fusewright_test_registry.py").write_text("ready = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    name, seen = "fusewright_test_registry", []
+    finders = list(sys.meta_path)
+    when_imported(name, lambda: seen.append(sys.modules[name].ready))
+    assert seen == [] and sys.meta_path[1:] == finders
+    module = importlib.import_module(name)
+    assert seen == [True] and sys.meta_path == finders
+    assert importlib.reload(module) is module and seen == [True]
+    when_imported(name, lambda: seen.append("at once"))
+    assert seen == [True, "at once"]
+    monkeypatch.delitem(sys.modules, name)
+
+
+def test_is_registered():
+    assert AttentionInterface()["fusewright"] is attention_forward
+    assert AttentionMaskInterface()["fusewright"] is sdpa_mask

@@ -269,3 +269,23 @@ def test_other_norms_are_kept(norm, reason):
 def test_bad_model():
     with pytest.raises(ArgumentTypeError, match="model is a dict"):
         fusewright.patch({})
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_losses(reduction):
+    options = {"weight": normal(7, seed=2).abs(), "ignore_index": 3, "label_smoothing": 0.1, "reduction": reduction}
+    theirs, ours = nn.CrossEntropyLoss(**options), nn.CrossEntropyLoss(**options)
+    assert fusewright.patch(ours).swapped[0].outcome == "fusewright.nn.loss.CrossEntropyLoss"
+    for logits, target in (
+        (normal(5, 7), torch.tensor([0, 3, 6, 1, 3])),
+        (normal(2, 7, 4), torch.tensor([[0, 3, 6, 1], [2, 2, 3, 5]])),
+        (normal(5, 7), normal(5, 7, seed=1).softmax(-1)),
+    ):
+        if target.is_floating_point():
+            theirs.ignore_index = ours.ignore_index = -100
+        results = []
+        for loss in (ours, theirs):
+            leaf = logits.clone().requires_grad_()
+            value = loss(leaf, target)
+            results.append([value.detach(), *torch.autograd.grad(value.sum(), leaf)])
+        assert_same(*results)
