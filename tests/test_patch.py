@@ -76,6 +76,28 @@ def test_same_results_and_gradients():
     assert_same(_results(model, TOKENS), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_same_results_in_inference():
+    """Where torch's encoder takes its fast path, with nested tensors."""
+    model = _model().eval()
+    with torch.no_grad():
+        expected = (
+            model(TOKENS),
+            model.encoder(
+                model.embedding(TOKENS),
+                src_key_padding_mask=torch.tensor([[False] * 5, [False, False, True, True, True]]),
+            ),
+        )
+        fusewright.patch(model)
+        actual = (
+            model(TOKENS),
+            model.encoder(
+                model.embedding(TOKENS),
+                src_key_padding_mask=torch.tensor([[False] * 5, [False, False, True, True, True]]),
+            ),
+        )
+    assert_same(actual, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_nothing_but_the_class_changes():
     model = _model().eval()
     model.norm.train()

@@ -19,12 +19,13 @@ Caches = Sequence[KeyValueCache]
 
 
 class TransformerEncoder(nn.TransformerEncoder):
-    """:class:`torch.nn.TransformerEncoder` without nested tensors: a padded position holds numbers, as in training.
+    """:class:`torch.nn.TransformerEncoder` on dense tensors throughout.
 
     A causal mask is recognised, as in torch, except in a trace, where ``is_causal`` says it.
 
     Args:
-        enable_nested_tensor, mask_check: accepted for torch's calls; nothing depends on them.
+        enable_nested_tensor, mask_check: where torch would leave padding out by nested tensors (in inference, under the
+            conditions it names), padded positions are set to 0 before ``norm``, as they are there.
         reversible: keep no activations but the last ones for the backward: the layers, all
             :class:`TransformerEncoderLayer` with ``norm_first``, become :class:`ReversibleSequence`'s, whose function
             differs from the plain residual one. Without caches.
@@ -46,7 +47,8 @@ class TransformerEncoder(nn.TransformerEncoder):
         nn.Module.__init__(self)
         self.layers = nn.ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
         self.num_layers, self.norm, self.reversible = num_layers, norm, reversible
-        self.enable_nested_tensor, self.use_nested_tensor, self.mask_check = enable_nested_tensor, False, mask_check
+        self.enable_nested_tensor, self.mask_check = enable_nested_tensor, mask_check
+        self.use_nested_tensor = enable_nested_tensor and _has_nested_path(encoder_layer)
         if reversible and not (isinstance(encoder_layer, TransformerEncoderLayer) and encoder_layer.norm_first):
             what = f"a {type(encoder_layer).__name__}"
             raise type_error("encoder_layer", what, "fusewright's TransformerEncoderLayer with norm_first=True")
@@ -75,7 +77,25 @@ class TransformerEncoder(nn.TransformerEncoder):
                 output = layer(
                     output, src_mask=mask, is_causal=causal, src_key_padding_mask=src_key_padding_mask, **extra
                 )
+        if src_key_padding_mask is not None and mask is None and self._clears_padding(src, src_key_padding_mask):
+            output = output.masked_fill((src_key_padding_mask != 0)[..., None], 0.0)
         return output if self.norm is None else self.norm(output)
+
+    def _clears_padding(self, src: Tensor, padding: Tensor) -> bool:
+        """Whether torch would run this call on nested tensors, whose padding comes back as 0."""
+        if not (self.use_nested_tensor and torch.backends.mha.get_fastpath_enabled()):
+            return False
+        if self.layers[0].training or src.ndim != 3 or torch.is_autocast_enabled():
+            return False
+        tensors = (src, *self.layers[0].parameters())
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return False
+        if torch._C._are_functorch_transforms_active() or torch.overrides.has_torch_function(tensors):
+            return False
+        if not self.mask_check:
+            return True
+        hidden = padding != 0
+        return not torch.compiler.is_compiling() and bool((hidden[:, 1:] >= hidden[:, :-1]).all())
 
     def _run_reversibly(self, src: Tensor, mask: Tensor | None, padding: Tensor | None, causal: bool) -> Tensor:
         blocks = [ReversibleBlock(_Attention(layer), _FeedForward(layer)) for layer in self.layers]
@@ -204,6 +224,22 @@ class Transformer(nn.Transformer):
         self.decoder = custom_decoder
         self._reset_parameters()
         self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
+
+
+def _has_nested_path(layer: nn.Module) -> bool:
+    """Whether torch's encoder would take nested tensors through such layers, ours being the same to it."""
+    attention = getattr(layer, "self_attn", None)
+    if not (isinstance(layer, nn.TransformerEncoderLayer) and isinstance(attention, nn.MultiheadAttention)):
+        return False
+    return bool(
+        not layer.norm_first
+        and attention.batch_first
+        and attention._qkv_same_embed_dim
+        and attention.in_proj_bias is not None
+        and layer.activation_relu_or_gelu
+        and layer.norm1.eps == layer.norm2.eps
+        and attention.num_heads % 2 == 0
+    )
 
 
 def make_caches(layers: nn.ModuleList, batch_size: int, capacity: int, **options: Any) -> list[KeyValueCache]:
