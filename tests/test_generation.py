@@ -154,9 +154,10 @@ def test_paged_states_give_the_same():
     prompt = torch.randint(11, (3, 9))
     paged = model.make_state(3, 28, page_size=4)
     assert torch.equal(generate(model, prompt, 20, state=paged).tokens, generate(model, prompt, 20).tokens)
-    paged = model.make_state(3, 28, page_size=4)
-    actual = beam_search(model, prompt, 6, beams=1, state=paged)
-    assert torch.equal(actual.tokens, beam_search(model, prompt, 6, beams=1).tokens)
+    for beams in (1, 4):
+        paged = model.make_state(3, 28, page_size=4)
+        actual = beam_search(model, prompt, 6, beams=beams, state=paged)
+        assert torch.equal(actual.tokens, beam_search(model, prompt, 6, beams=beams).tokens)
 
 
 def test_sampling_limits():

@@ -62,7 +62,7 @@ def test_sequences_of_their_own_lengths(kind):
 @pytest.mark.parametrize("kind", ["contiguous", "paged", "rolling"])
 def test_selected_sequences_go_their_own_ways(kind):
     key, value = _rows(6), _rows(6, 1)
-    cache = _cache(kind, **({"num_pages": 30} if kind == "paged" else {}))
+    cache = _cache(kind)
     cache.append(key, value)
     cache.select(torch.tensor([2, 2, 0, 1]))
     rows = [2, 2, 0, 1]
@@ -88,6 +88,17 @@ def test_pages_are_shared_copied_when_written_and_given_back():
     cache.append(_rows(1), _rows(1, 1))
     with pytest.raises(ArgumentValueError, match="the pages wanted is 3, expected at most the 0 free"):
         cache.append(_rows(4), _rows(4, 1))
+
+
+def test_a_pool_without_a_limit_grows():
+    cache, key, value = _cache("paged"), _rows(23), _rows(23, 1)
+    for step in range(23):
+        cache.append(key[:, :, step : step + 1], value[:, :, step : step + 1])
+    assert cache.key.shape[0] == 24
+    query = _rows(1, 2)
+    torch.testing.assert_close(
+        cache.attend(query), functional.scaled_dot_product_attention(query, key, value), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_bias_on_the_logits():

@@ -114,7 +114,9 @@ def tasks(options: argparse.Namespace) -> dict[str, Task]:
         **sizes,
     }  # fmt: skip
     return {
-        "gpt": Task(of_both("GPT", CHARACTERS, length, **sizes), language, lambda: (characters()[:, : length // 4],)),
+        "gpt": Task(
+            of_both("GPT", options.vocabulary, length, **sizes), language, lambda: (characters()[:, : length // 4],)
+        ),
         "bert": Task(of_both("BERT", CHARACTERS + 1, length, **sizes), masked),
         "encoder_decoder": Task(of_both("EncoderDecoder", 64, **sizes), pairs, prompts),
         "vit": Task(of_both("ViT", 8, 2, 10, 1, **sizes), _digits(batch)),
@@ -266,9 +268,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m fusewright_bench.studies.end_to_end", description=__doc__)
     for name, default in {
         "batch": 8, "length": 256, "reversal-length": 24, "width": 256, "layers": 4, "heads": 4, "steps": 100,
-        "new-tokens": 64, "threads": 2, "seed": 0,
+        "new-tokens": 64, "vocabulary": CHARACTERS, "threads": 2, "seed": 0,
     }.items():  # fmt: skip
         made.add_argument(f"--{name}", type=int, default=default)
+    made.epilog = "--vocabulary is the GPT's, whose text has 128 characters however many there are"
     made.add_argument("--learning-rate", type=float, default=1e-3)
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--models", default="", help="names with commas between them, all by default")

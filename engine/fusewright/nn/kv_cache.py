@@ -43,6 +43,8 @@ class KeyValueCache:
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         # An upper bound of lengths on the host: a decoding loop must not wait for the device to learn that it fits.
         self._longest = 0
+        # Whether every sequence holds as many positions, so that new ones go to one place.
+        self._is_even = True
 
     @property
     def capacity(self) -> int:
@@ -69,10 +71,16 @@ class KeyValueCache:
         added = key.shape[2]
         if self._longest + added > self.capacity:
             raise value_error("the cache's length", self._longest + added, f"at most its capacity {self.capacity}")
-        positions = self.lengths[:, None] + torch.arange(added, device=self.lengths.device)
-        batches = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
-        self.key[batches, :, positions] = key.transpose(1, 2)
-        self.value[batches, :, positions] = value.transpose(1, 2)
+        # A compiled step must not depend on the length of its own call.
+        if self._is_even and not torch.compiler.is_compiling():
+            place = slice(self._longest, self._longest + added)
+            self.key[:, :, place] = key
+            self.value[:, :, place] = value
+        else:
+            positions = self.lengths[:, None] + torch.arange(added, device=self.lengths.device)
+            batches = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
+            self.key[batches, :, positions] = key.transpose(1, 2)
+            self.value[batches, :, positions] = value.transpose(1, 2)
         self.lengths += added
         self._longest += added
 
@@ -123,7 +131,7 @@ class KeyValueCache:
         """
         if lengths is None:
             self.lengths.zero_()
-            self._longest = 0
+            self._longest, self._is_even = 0, True
             return
         if lengths.shape != self.lengths.shape:
             raise value_error("lengths.shape", tuple(lengths.shape), f"{tuple(self.lengths.shape)}")
@@ -132,3 +140,4 @@ class KeyValueCache:
             raise value_error("lengths", lengths.tolist(), f"at least 0 and at most {self.lengths.tolist()}")
         self.lengths.copy_(kept)
         self._longest = int(kept.max()) if kept.numel() else 0
+        self._is_even = bool((kept == self._longest).all())

@@ -15,7 +15,7 @@ class PagedKeyValueCache(KeyValueCache):
     Args:
         capacity: how many positions a sequence can have at most.
         page_size: positions of one page.
-        num_pages: pages of the pool; None is enough of them for every sequence at full capacity.
+        num_pages: pages of the pool, None is a pool that grows with what is appended.
         Others: as :class:`KeyValueCache`.
 
     Attributes:
@@ -42,12 +42,12 @@ class PagedKeyValueCache(KeyValueCache):
             raise value_error("page_size", page_size, "an int >= 1")
         most = -(-capacity // page_size)
         super().__init__(
-            batch_size * most if num_pages is None else num_pages, num_kv_heads, page_size, head_dim, value_dim,
+            batch_size if num_pages is None else num_pages, num_kv_heads, page_size, head_dim, value_dim,
             device=device, dtype=dtype,
         )  # fmt: skip
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.block_table = torch.zeros(batch_size, most, dtype=torch.int64, device=device)
-        self._capacity = capacity
+        self._capacity, self._grows = capacity, num_pages is None
         self._filled = [0] * batch_size
         self._pages: list[list[int]] = [[] for _ in range(batch_size)]
         self._uses = [0] * self.key.shape[0]
@@ -106,6 +106,8 @@ class PagedKeyValueCache(KeyValueCache):
         """Pages of its own for every position that each sequence is about to write."""
         size, changed = self.key.shape[2], False
         wanted = sum(self._wanted(row, added) for row in range(len(self._pages)))
+        if wanted > len(self._free) and self._grows:
+            self._grow(wanted - len(self._free))
         if wanted > len(self._free):
             raise value_error("the pages wanted", wanted, f"at most the {len(self._free)} free ones of the pool")
         for row, pages in enumerate(self._pages):
@@ -128,6 +130,15 @@ class PagedKeyValueCache(KeyValueCache):
         size, filled, pages = self.key.shape[2], self._filled[row], self._pages[row]
         own_copy = filled % size != 0 and added > 0 and self._uses[pages[-1]] > 1
         return -(-(filled + added) // size) - len(pages) + own_copy
+
+    def _grow(self, missing: int) -> None:
+        """More pages, at least as many again as there are, so that each is moved once on average."""
+        count = self.key.shape[0]
+        more = max(missing, count)
+        self.key = torch.cat([self.key, self.key.new_zeros(more, *self.key.shape[1:])])
+        self.value = torch.cat([self.value, self.value.new_zeros(more, *self.value.shape[1:])])
+        self._uses += [0] * more
+        self._free += range(count + more - 1, count - 1, -1)
 
     def _take(self) -> int:
         page = self._free.pop()
