@@ -156,7 +156,10 @@ def test_bad_caches():
     cache = module.make_cache(BATCH, 3)
     for call, message in (
         ({}, "need_weights is True"),
-        ({"need_weights": False, "attn_mask": torch.zeros(2, 2)}, "attn_mask is given"),
+        (
+            {"need_weights": False, "attn_mask": torch.zeros(2, 3, dtype=torch.bool)},
+            "attn_mask is given, of torch.bool",
+        ),
         ({"need_weights": False}, "key.requires_grad is True"),
     ):
         with pytest.raises(ArgumentValueError, match=message):

@@ -3,8 +3,10 @@
 from fusewright.nn.additive_attention import AdditiveAttention
 from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
+from fusewright.nn.loss import CrossEntropyLoss
 from fusewright.nn.lsh_attention import LSHSelfAttention
 from fusewright.nn.normalization import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
+from fusewright.nn.paged_kv_cache import PagedKeyValueCache
 from fusewright.nn.positional import (
     AxialPositionalEmbedding,
     LearnedPositionalEmbedding,
@@ -12,9 +14,13 @@ from fusewright.nn.positional import (
 )
 from fusewright.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from fusewright.nn.reformer import ChunkedFeedForward, ReformerLayer
+from fusewright.nn.relative_position import RelativePositionBias
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
+from fusewright.nn.rolling_kv_cache import RollingKeyValueCache
 from fusewright.nn.rotary import RotaryEmbedding
 from fusewright.nn.sparse_attention import SparseSelfAttention
+from fusewright.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
+from fusewright.nn.transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "GRU",
@@ -25,6 +31,7 @@ __all__ = [
     "AdditiveAttention",
     "AxialPositionalEmbedding",
     "ChunkedFeedForward",
+    "CrossEntropyLoss",
     "GRUCell",
     "KeyValueCache",
     "LSHSelfAttention",
@@ -32,12 +39,20 @@ __all__ = [
     "LayerNorm",
     "LearnedPositionalEmbedding",
     "MultiheadAttention",
+    "PagedKeyValueCache",
     "RMSNorm",
     "RNNCell",
     "ReformerLayer",
+    "RelativePositionBias",
     "ReversibleBlock",
     "ReversibleSequence",
+    "RollingKeyValueCache",
     "RotaryEmbedding",
     "SinusoidalPositionalEncoding",
     "SparseSelfAttention",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
 ]  # fmt: skip
