@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fusewright_bench import scaling
 from fusewright_bench.report import table
 from fusewright_bench.results import Results, Row
 
@@ -17,14 +18,20 @@ def render(results: Results) -> str:
         f"- command: `{results.command}`\n"
         f"- {environment['cpu_model']}, {environment['cores']} cores, kernels for {isa}\n"
         f"- {versions}, commit {environment['commit'] or 'unknown'}\n"
-        f"- {_limits(results)}",
-        table.LEGEND.format(baseline=_baseline(results)),
+        f"- {limits_text(results)}",
+        table.LEGEND.format(baseline=baseline_text(results)),
     ]
     for op, rows in table.by_op(results.cases).items():
         parts += [f"## {op}", table.markdown_table(table.titles(wide=True), table.cells(rows, wide=True))]
+    grown = scaling.lines(results)
+    if grown:
+        parts += ["## Growth", table.markdown_table(scaling.HEADER, grown)]
     failures = [f"- {row.op} {row.shape} {row.dtype} {row.mode} {row.label}: {row.failure}" for row in failed(results)]
     if failures:
         parts += ["## Failed", "\n".join(failures)]
+    disturbed = table.note_lines(results.cases)
+    if disturbed:
+        parts += ["## Disturbed", "\n".join(f"- {line}" for line in disturbed)]
     if results.absent:
         parts += ["## Not measured", "\n".join(f"- {line}" for line in absence_lines(results))]
     return "\n\n".join(parts) + "\n"
@@ -48,11 +55,11 @@ def absence_lines(results: Results) -> list[str]:
     ]
 
 
-def _baseline(results: Results) -> str:
+def baseline_text(results: Results) -> str:
     return " or ".join(dict.fromkeys(row.baseline for row in results.cases if row.baseline)) or "the baseline"
 
 
-def _limits(results: Results) -> str:
+def limits_text(results: Results) -> str:
     """The machine's own figures, beyond every cache, per thread count."""
     largest: dict[int, dict[str, float]] = {}
     for bandwidth in results.roofline.get("bandwidth", []):
