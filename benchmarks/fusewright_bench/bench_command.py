@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from fusewright_bench.plan import Plan
 
 _SUITE_BUDGET_S = {"quick": 140.0, "micro": 90.0, "models": 900.0, "scaling": 600.0, "full": 3600.0}
+_THREADS = {
+    "quick": lambda cores: (cores,),
+    "scaling": lambda cores: (*(2**power for power in range(cores.bit_length())), cores),
+}
 # Without --budget, a selection of few cases ends early rather than use up a budget made for a whole suite.
 _GROUP_BUDGET_S = 4.0
 
@@ -86,15 +90,14 @@ def _plan(options: argparse.Namespace, command: str) -> "Plan":
     selection.check_providers(named, options.backend, chosen, device)
     suite = options.suite or "quick"
     cores = torch.get_num_threads()
-    doubled = [2**power for power in range(cores.bit_length())] if suite == selection.SCALING else [1]
-    threads = options.threads or tuple(dict.fromkeys((*doubled, cores)))
+    threads = options.threads or _THREADS.get(suite, lambda cores: (1, cores))(cores)
     if device.type == "cuda":
         threads = (torch.get_num_threads(),)
     every = selection.EVERY_PROVIDER in options.provider or (suite == selection.FULL and not options.provider)
     return Plan(
         cases=chosen,
         device=device,
-        threads=threads,
+        threads=tuple(dict.fromkeys(threads)),
         budget_s=options.budget or min(_SUITE_BUDGET_S[suite], _GROUP_BUDGET_S * len(chosen) * len(threads)),
         providers=frozenset(options.provider) if options.provider and not every else None,
         backends=frozenset(options.backend) if options.backend else None,

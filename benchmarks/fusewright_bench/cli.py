@@ -72,7 +72,12 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--dtype", **several, help="float32 and bfloat16 unless given; also float16")
     bench.add_argument("--shape", **several, help="shapes by name or size, such as gpt2 or 512x4096, of any suite")
     bench.add_argument("--mode", **several, help="fwd, bwd, or both in one call; fwd,both unless given")
-    bench.add_argument("--threads", type=_thread_counts, metavar="N,...", help="CPU thread counts; 1 and all cores")
+    bench.add_argument(
+        "--threads",
+        type=_thread_counts,
+        metavar="N,...",
+        help="CPU thread counts; all cores in the quick suite, in others 1 as well",
+    )
     bench.add_argument("--device", metavar="DEVICE", help="cpu or cuda; cuda where there is one")
     bench.add_argument("--baseline", metavar="NAME", help="what speed-ups are over; torch where it has the op")
     bench.add_argument("--budget", type=_positive_seconds, metavar="SECONDS", help="time to spend on the whole run")

@@ -135,7 +135,6 @@ class Runner:
 
     def _probe(self, case: Case, threads: int) -> None:
         """Put the machine's limits for this case on record, beside the floor that the interleaved copy gives."""
-        self._roofline.bandwidth(case.cost.bytes, threads)
         self._roofline.memory_levels(threads)
         self._roofline.matrix_peak(case.dtype, threads)
         self._roofline.vector_peak(threads)
