@@ -90,14 +90,15 @@ def _plan(options: argparse.Namespace, command: str) -> "Plan":
     selection.check_providers(named, options.backend, chosen, device)
     suite = options.suite or "quick"
     cores = torch.get_num_threads()
-    threads = options.threads or _THREADS.get(suite, lambda cores: (1, cores))(cores)
+    wanted = options.threads or _THREADS.get(suite, lambda cores: (1, cores))(cores)
+    threads = tuple(dict.fromkeys(wanted))
     if device.type == "cuda":
-        threads = (torch.get_num_threads(),)
+        threads = (cores,)
     every = selection.EVERY_PROVIDER in options.provider or (suite == selection.FULL and not options.provider)
     return Plan(
         cases=chosen,
         device=device,
-        threads=tuple(dict.fromkeys(threads)),
+        threads=threads,
         budget_s=options.budget or min(_SUITE_BUDGET_S[suite], _GROUP_BUDGET_S * len(chosen) * len(threads)),
         providers=frozenset(options.provider) if options.provider and not every else None,
         backends=frozenset(options.backend) if options.backend else None,

@@ -14,8 +14,8 @@ examples:
   fusewright bench --op softmax --fail-on slower          exit code 1 if a kernel of ours is slower than torch
   fusewright bench --op attention --provider all --list   what there is to compare with, and why some of it is absent
 
-suites: quick, micro (sizes), models (shapes of real models), scaling (over length, width, batch and threads),
-full (every shape and provider)
+suites: quick (on all cores; the others also on 1), micro (sizes), models (shapes of real models),
+scaling (over length, width, batch and threads), full (every shape and provider)
 A provider that throws, hangs, crashes or answers wrongly becomes a marked row. Results are saved every few seconds.
 
 exit codes: 0 done, 1 something is slower and --fail-on was given, 2 wrong usage,

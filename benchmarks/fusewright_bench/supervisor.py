@@ -43,10 +43,13 @@ def supervise(arguments: Sequence[str], json_path: Path, time_limit_s: float, wo
 
 def _run(command: Sequence[str], watch: Path, time_limit_s: float) -> tuple[int, bool]:
     """Exit code of the process, negative for a signal, and whether it had to be ended for a step that took too long."""
-    # In a session of its own an interrupt from the keyboard reaches it once, through this process.
-    process = subprocess.Popen(command, start_new_session=True)
-    with _interrupts_passed_to(process):
+    with _interrupts() as interrupts:
+        # In a session of its own an interrupt from the keyboard reaches it once, through this process.
+        process = subprocess.Popen(command, start_new_session=True)
         while True:
+            if interrupts:
+                interrupts.clear()
+                process.send_signal(signal.SIGINT)
             try:
                 return process.wait(_POLL_S), False
             except subprocess.TimeoutExpired:
@@ -57,13 +60,20 @@ def _run(command: Sequence[str], watch: Path, time_limit_s: float) -> tuple[int,
 
 
 @contextmanager
-def _interrupts_passed_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGINT)
+def _interrupts() -> Iterator[list[int]]:
+    """The signals that asked this process to end, as they come.
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    In force before the other process starts: one started while interrupts are ignored, as in the background of a shell,
+    would ignore them as well.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
