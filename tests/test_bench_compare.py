@@ -75,7 +75,7 @@ def test_a_row_that_fails_now_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["compare", *paths, "--markdown", str(report)]) == OK
     for text in (capsys.readouterr().out, report.read_text()):
         assert "failed in B: softmax 0x8 float32 fwd fusewright:cpu: crashed: SIGSEGV" in text
-        assert "1 rows of A are not in B" in text and "geometric mean" in text
+        assert "rows of A that B lacks: 1" in text and "geometric mean" in text
 
 
 @pytest.mark.parametrize("content", ["{", '{"schema_version": 0, "cases": []}'])
@@ -95,3 +95,13 @@ def test_a_complete_run_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         cli.main(["bench", "--resume", saved(run_of(1.0, 0), tmp_path / "a.json")])
     assert "this one is complete" in capsys.readouterr().err
+
+
+def test_a_run_of_another_machine_is_not_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted = run_of(1.0, 0)
+    interrupted.complete, interrupted.command = False, "fusewright bench --op softmax --shape 8x32 --device cpu"
+    path = saved(interrupted, tmp_path / "a.json")
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--resume", path, "--watch", str(tmp_path / "step")])
+    assert "not the same machine, device: A has abacus" in capsys.readouterr().err
+    assert len(json_file.read(Path(path)).cases) == len(interrupted.cases)

@@ -54,6 +54,8 @@ def bench(options: argparse.Namespace, given: list[str], parser: argparse.Argume
     if options.list:
         _list(plan)
         return OK
+    if kept:
+        _refuse_another_machine(kept, plan, options, parser)
     return measure(plan, options, kept)
 
 
@@ -68,6 +70,18 @@ def _of_the_interrupted_run(
     again = parser.parse_args(given)
     again.json, again.watch = options.resume, options.watch
     return again, given
+
+
+def _refuse_another_machine(
+    kept: Results, plan: "Plan", options: argparse.Namespace, parser: argparse.ArgumentParser
+) -> None:
+    from fusewright_bench import environment
+    from fusewright_bench.compare import mismatches
+
+    here = Results(environment.capture(plan.device, plan.threads), plan.command)
+    for difference in mismatches(kept, here):
+        if difference.other_machine:
+            parser.error(f"--resume is {options.resume}, A, and this is B: {difference.text}")
 
 
 def _plan(options: argparse.Namespace, command: str) -> "Plan":

@@ -37,7 +37,7 @@ def _thread_counts(text: str) -> tuple[int, ...]:
 def _positive_seconds(text: str) -> float:
     seconds = float(text)
     if not seconds > 0.0:
-        raise ValueError("a budget is above 0")
+        raise ValueError("expected a number above 0")
     return seconds
 
 

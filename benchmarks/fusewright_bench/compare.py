@@ -74,13 +74,13 @@ def mismatches(before: Results, after: Results) -> list[Difference]:
 def unpaired(before: Results, after: Results) -> list[str]:
     """What one of the two runs lacks, in words: rows that only the other measured, or that failed."""
     keys = [{(row.case_key, row.label) for row in results.cases if row.time_us} for results in (before, after)]
-    missing = [f"{len(keys[0] - keys[1])} rows of A are not in B", f"{len(keys[1] - keys[0])} rows of B are not in A"]
+    missing = {"rows of A that B lacks": keys[0] - keys[1], "rows of B that A lacks": keys[1] - keys[0]}
     failed = [
         f"failed in B: {row.op} {row.shape} {row.dtype} {row.mode} {row.label}: {row.failure}"
         for row in after.cases
         if row.failure and (row.case_key, row.label) in keys[0]
     ]
-    return [text for text in missing if not text.startswith("0 ")] + failed
+    return [f"{text}: {len(rows)}" for text, rows in missing.items() if rows] + failed
 
 
 def summary(found: list[Change]) -> str:

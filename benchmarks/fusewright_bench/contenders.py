@@ -72,12 +72,14 @@ class Preparation:
         plain_errors = self._plain_errors(case, available, inputs, oracle)
         made = []
         for provider in available:
-            if not self._plan.wants(provider, case) or self._is_absent(provider, case):
+            if not self._plan.wants(provider, case):
+                continue
+            self._announce(case, provider.name, provider.backend)
+            if self._is_absent(provider, case):
                 continue
             contender = Contender(provider.name, provider.backend, provider.label)
             contender.facts["failure"] = self._known_failure(case, provider.label)
             if contender.facts["failure"] is None:
-                self._announce(case, provider.name, provider.backend)
                 try:
                     self._examine(case, contender, provider, inputs, oracle, plain_errors)
                 except Exception as error:
@@ -109,7 +111,10 @@ class Preparation:
     def _is_absent(self, provider: Provider, case: Case) -> bool:
         key = (provider.label, case.operation.name, case.dtype)
         if key not in self._absences:
-            reason = provider.absence(self._plan.device, case.dtype)
+            try:
+                reason = provider.absence(self._plan.device, case.dtype)
+            except Exception as error:
+                reason = f"the question whether it runs here failed: {first_line_of(error)}"
             self._absences[key] = reason
             absence = None if reason is None else Absence(provider.label, reason, provider.install)
             if absence is not None and absence not in self._results.absent:

@@ -149,7 +149,10 @@ class Roofline:
             "probe": "torch" if self.host is None else "compiled",
             "compiled_probes_absent_because": self.host_absence,
             "cache_bytes": self.cache_bytes(),
-            "bandwidth": [asdict(bandwidth) for bandwidth in self.bandwidths.values()],
+            "bandwidth": [
+                {**asdict(bandwidth), "level": self.memory_level(bandwidth.bytes)}
+                for bandwidth in self.bandwidths.values()
+            ],
             "peak": [asdict(peak) for peak in self.peaks.values()],
         }
 

@@ -34,7 +34,7 @@ class RowMaker:
             threads=threads,
             provider=provider,
             backend=backend,
-            reproduce=reproduce if provider == COPY else f"{reproduce} --provider {provider}",
+            reproduce=reproduce + _choice_of(provider, backend),
             flops=case.cost.flops,
             bytes=case.cost.bytes,
             cache=self._plan.cache,
@@ -71,3 +71,10 @@ class RowMaker:
             row.baseline = baseline
             comparison = verdicts.compare(rounds.times[baseline], rounds.times[row.label])
             row.ratio, row.interval, row.verdict = comparison.ratio, list(comparison.interval), comparison.verdict
+
+
+def _choice_of(provider: str, backend: str) -> str:
+    """The options that choose one provider; ours exist once per backend."""
+    if provider == COPY:
+        return ""
+    return f" --provider {provider}" + (f" --backend {backend}" if provider.startswith("fusewright") else "")

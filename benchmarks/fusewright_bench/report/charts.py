@@ -45,7 +45,7 @@ def roofline_charts(results: Results) -> Iterator[Chart]:
         rows = [row for row in timed if (row.dtype, row.threads) == (dtype, threads)]
         roof = _roof(results, dtype, threads, [row.flops / row.bytes for row in rows])
         yield Chart(
-            f"Roofline: {dtype}, {threads} {'thread' if threads == 1 else 'threads'}",
+            f"Roofline: {dtype}, {table.threads_text(threads)}",
             "The line is what this machine reached in this run: a copy beyond every cache, then matrix products."
             " What lies in a cache, or needs no such copy, can stand above it.",
             [_rate_series(label, rows) for label in dict.fromkeys(row.label for row in rows)],
@@ -84,7 +84,7 @@ def scaling_charts(results: Results) -> Iterator[Chart]:
     for key in dict.fromkeys(curve.group for curve in curves):
         members = [curve for curve in curves if curve.group == key]
         op, axis, dtype, mode, threads = key
-        where = f"{op} over {axis}: {dtype}, {mode}" + (f", {threads} threads" if threads else "")
+        where = f"{op} over {axis}: {dtype}, {mode}" + (f", {table.threads_text(threads)}" if threads else "")
         across = Axis(axis)
         yield Chart(
             f"Time, {where}",

@@ -7,9 +7,9 @@ from string import Template
 from typing import NamedTuple
 
 from fusewright_bench import scaling
-from fusewright_bench.report import svg, table
+from fusewright_bench.report import limits, svg, table
 from fusewright_bench.report.charts import Chart, roofline_charts, scaling_charts
-from fusewright_bench.report.markdown import absence_lines, baseline_text, limits_text
+from fusewright_bench.report.markdown import absence_lines, baseline_text
 from fusewright_bench.results import COPY, Results, Row
 from fusewright_bench.verdicts import FASTER, SAME, SLOWER, UNCLEAR
 
@@ -37,6 +37,7 @@ _NUMBERS = (
     _Column("resident", "peak_resident_bytes", "growth of the process during one call"),
     _Column("host us", "host_overhead_us", "one call on a tiny input"),
     _Column("first ms", "first_call_ms", "the first call, compilation included"),
+    _Column("compile ms", "compile_ms", "the first call beyond a later one"),
 )
 
 
@@ -85,7 +86,7 @@ def _notices(results: Results) -> str:
         told.append("The run was interrupted: these are the cases that were done by then.")
     failures = [row for row in results.cases if row.failure]
     if failures:
-        told.append(f"{len(failures)} rows failed; their reasons stand in the table.")
+        told.append(f"Failed rows: {len(failures)}; their reasons stand in the table.")
     return "".join(f'<p class="notice" role="status">{escape(text)}</p>' for text in told)
 
 
@@ -101,9 +102,11 @@ def _summary(results: Results) -> str:
             spread = [f"{ratio:.2f}x" for ratio in (ratios[len(ratios) // 2], ratios[0], ratios[-1])]
             lines.append([op, str(len(judged)), *map(str, counts), *spread])
     absent = "".join(f"<li>{escape(line)}</li>" for line in absence_lines(results))
-    parts = [f'<p class="note">{escape(limits_text(results))}</p>']
+    parts = []
     if lines:
-        parts.insert(0, _plain_table("Our kernels against the baseline", header, lines))
+        parts.append(_plain_table("Our kernels against the baseline", header, lines))
+    measured = _plain_table("Measured in this run", limits.HEADER, limits.lines(results))
+    parts.append(f"<details><summary>Limits of this machine</summary>{measured}</details>")
     if absent:
         parts.append(f'<details><summary>Not measured</summary><ul class="note">{absent}</ul></details>')
     return "".join(parts)
@@ -177,15 +180,22 @@ def _row(row: Row, first: bool) -> str:
     cells = [
         _cell(row.shape, kind="text"),
         _cell(row.dtype, kind="text"),
-        _cell(row.mode, kind="text"),
+        _cell(table.mode_text(row), kind="text"),
         _cell(str(row.threads)),
         _cell(row.label, kind="text provider"),
         *(_figure_cell(row, column.name) for column in _NUMBERS),
-        _cell("; ".join([row.failure] if row.failure else row.notes), kind="detail"),
+        _cell("; ".join(_notes(row)), kind="detail"),
         f'<td><button type="button" class="copy" data-command="{escape(row.reproduce)}"'
         f' aria-label="copy the command for {escape(row.label)} on {escape(row.shape)}">copy</button></td>',
     ]
     return f'<tr class="{" ".join(kinds)}"{data}>{"".join(cells)}</tr>'
+
+
+def _notes(row: Row) -> list[str]:
+    if row.failure:
+        return [row.failure]
+    percentiles = row.percentiles_us or {}
+    return [*(f"{name} {table.time_text(value)}" for name, value in percentiles.items() if name != "p50"), *row.notes]
 
 
 def _cell(text: str, *, sort: object = None, kind: str = "") -> str:

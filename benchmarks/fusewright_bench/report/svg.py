@@ -7,7 +7,7 @@ from html import escape
 from fusewright_bench.report.charts import Axis, Chart, Series
 
 WIDTH, HEIGHT = 520, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 40
 _LEGEND_LINE = 16
 SERIES_COLOURS = 6  # the classes s1 to s6 of the page
 _SHAPES = ("circle", "square", "diamond", "triangle")  # so that no series is told by its colour alone
@@ -60,9 +60,7 @@ def _grid(across: _Scale, upwards: _Scale, x: Axis, y: Axis) -> list[str]:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>')
         parts.append(_text(_LEFT - 6, upwards(value) + 4, y.text(value), "end"))
     parts.append(_text((_LEFT + WIDTH) / 2, HEIGHT - 8, x.title, "middle"))
-    middle = (HEIGHT - _BOTTOM) / 2
-    turned = f'text-anchor="middle" transform="translate(12 {middle}) rotate(-90)"'
-    parts.append(f'<text class="soft" {turned}>{escape(y.title)}</text>')
+    parts.append(_text(4, 12, y.title, "start"))
     return parts
 
 

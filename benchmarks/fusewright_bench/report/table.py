@@ -29,6 +29,10 @@ def bytes_text(count: int | None) -> str:
     return f"{significant(count / (1 << 30))} GiB"
 
 
+def threads_text(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """``digits`` significant digits without an exponent; a larger number keeps its integer part."""
     if value is None:
@@ -37,6 +41,10 @@ def significant(value: float | None, digits: int = 3) -> str:
         return f"{value:.0f}"
     exponent = int(f"{value:e}".partition("e")[2])
     return f"{value:.{max(digits - 1 - exponent, 0)}f}"
+
+
+def mode_text(row: Row) -> str:
+    return row.mode if row.cache == "warm" else f"{row.mode} {row.cache}"
 
 
 def ratio_text(row: Row) -> str:
@@ -74,7 +82,7 @@ class Column(NamedTuple):
 GROUP_COLUMNS = (
     Column("shape", lambda row: row.shape),
     Column("dtype", lambda row: row.dtype),
-    Column("mode", lambda row: row.mode),
+    Column("mode", mode_text),
     Column("thr", lambda row: str(row.threads)),
 )
 COLUMNS = (
@@ -138,7 +146,7 @@ def note_lines(rows: Iterable[Row]) -> list[str]:
     lines: dict[str, list[str]] = {}
     for row in rows:
         for note in row.notes:
-            group = f"{row.op} {row.shape} {row.dtype} {row.mode}, {row.threads} threads: {note}"
+            group = f"{row.op} {row.shape} {row.dtype} {row.mode}, {threads_text(row.threads)}: {note}"
             lines.setdefault(group, []).append(row.label)
     return [f"{group} ({', '.join(labels)})" if "its rounds" in group else group for group, labels in lines.items()]
 
