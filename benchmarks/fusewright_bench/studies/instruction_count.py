@@ -76,7 +76,7 @@ def count() -> Counts:
 
 
 def _dumped(folder: Path) -> Iterator[tuple[str, int]]:
-    for path in folder.glob("callgrind.out.*"):
+    for path in sorted(folder.glob("callgrind.out.*"), key=lambda path: int(path.name.rpartition(".")[2])):
         text = path.read_text(encoding="utf-8", errors="replace")
         name = re.search(r"^desc: Trigger: Client Request: (.*)$", text, re.MULTILINE)
         total = re.search(r"^(?:summary|totals): (\d+)", text, re.MULTILINE)
