@@ -16,5 +16,5 @@ def lines(results: Results) -> list[list[str]]:
     for found in results.roofline.get("peak", []):
         unit = "10^9 per second" if found["unit"] == "exp" else "GFLOP/s"
         rate = f"{significant(found['gflops'])} {unit}"
-        made.append([f"{found['unit']} {found['dtype']}", str(found["threads"]), rate, found["probe"]])
+        made.append([f"{found['unit']} {found['dtype']}", str(found["threads"]), rate, found.get("probe", "")])
     return made
