@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusewright import functional, testing
-from fusewright.testing import baseline, budgets, layouts, verify
+from fusewright.testing import baseline, budgets, golden, layouts, verify
 
 FLOAT32_UNIT = 2.0**-24
 
@@ -340,3 +340,25 @@ def test_a_damaged_or_older_baseline_is_refused_and_left_alone(tmp_path, capsys,
     assert verify.main(["--backend", "reference", "--op", "softmax", "--baseline", str(path), "--update"]) == 2
     assert str(path) in capsys.readouterr().err
     assert path.read_text() == content
+
+
+def test_exact_results_have_the_bits_on_record() -> None:
+    for backend in ("reference", "cpu"):
+        found = list(golden.compare(backend, torch.device("cpu")))
+        assert [result.name for result in found] == list(golden.load())
+        assert all(result.digest == result.kept for result in found), found
+
+
+def test_a_flipped_bit_fails_verification(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    name, compute = next(iter(golden.GOLDEN.items()))
+
+    def flipped(device: torch.device, backend: str | None) -> torch.Tensor:
+        mask = compute(device, backend).clone()
+        mask[0, 0] ^= True
+        return mask
+
+    monkeypatch.setattr(golden, "GOLDEN", {name: flipped})
+    monkeypatch.setattr(verify, "cases", lambda wanted: [])
+    assert verify.main(["--backend", "reference"]) == 1
+    assert f"FAIL {name}: its bits have changed" in capsys.readouterr().out
+    assert golden.digest(torch.zeros(2, 3)) != golden.digest(torch.zeros(3, 2)) != golden.digest(torch.zeros(6))

@@ -12,8 +12,12 @@ from fusewright_kernels import native
 _SAMPLES = 5
 _FAR_BEYOND_CACHE_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 _MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+_EXPONENTIALS = {"cpu": 1 << 13, "cuda": 1 << 24}
 
-Limit = Literal["memory", "compute"]
+# A working set of half a cache fits beside what else is in it.
+_SHARE_OF_CACHE = 0.5
+
+Limit = Literal["memory", "compute", "exp"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,12 @@ class Bandwidth:
 
 @dataclass(frozen=True)
 class Peak:
-    """Arithmetic of one unit: ``matrix`` by torch's matrix product of ``dtype``, the others by our own loops."""
+    """Arithmetic of one unit: ``matrix`` by torch's matrix product of ``dtype``, the others by our own loops.
 
-    unit: Literal["matrix", "vector", "tile"]
+    ``gflops`` of ``exp`` are 10^9 exponentials a second.
+    """
+
+    unit: Literal["matrix", "vector", "tile", "exp"]
     dtype: str
     threads: int
     gflops: float
@@ -53,12 +60,13 @@ class Roofline:
         if self.device.type == "cpu":
             self.host, self.host_absence = _host_probes()
 
-    def bandwidth(self, bytes: int, threads: int) -> Bandwidth:
+    def bandwidth(self, bytes: int, threads: int, *, round_up: bool = True) -> Bandwidth:
         """Copy and read bandwidth of a working set of ``bytes``: a copy of half of it, a read of all of it.
 
-        Measured at the next power of two, so that cases of nearly one size share a probe.
+        Measured at the next power of two unless told not to, so that cases of nearly one size share a probe.
         """
-        bytes = 1 << max(bytes - 1, 1 << 12).bit_length()
+        if round_up:
+            bytes = 1 << max(bytes - 1, 1 << 12).bit_length()
         key = (bytes, threads)
         if key not in self.bandwidths:
             self.bandwidths[key] = self._measure_bandwidth(bytes, threads)
@@ -89,22 +97,62 @@ class Roofline:
                 self.peaks["tile", "bfloat16", threads] = Peak("tile", "bfloat16", threads, tile_gflops, "amx_peak")
         return self.peaks.get(key)
 
+    def exponential_peak(self, dtype: torch.dtype, threads: int) -> Peak:
+        """Exponentials for results of ``dtype``: by our own vector code, of which that for two bytes is the cheaper."""
+        key = ("exp", dtype_name(dtype), threads)
+        if key not in self.peaks:
+            if self.host is not None:
+                rate = self.host.exp_peak(threads, dtype.itemsize == 2)
+                self.peaks[key] = Peak("exp", key[1], threads, rate, "exp_peak")
+            else:
+                values = torch.linspace(-10.0, 0.0, _EXPONENTIALS[self.device.type], device=self.device, dtype=dtype)
+                out = torch.empty_like(values)
+                seconds = self._fastest(lambda: torch.exp(values, out=out))
+                self.peaks[key] = Peak("exp", key[1], threads, values.numel() * 1e-9 / seconds, "torch.exp")
+        return self.peaks[key]
+
+    def cache_bytes(self) -> dict[str, int]:
+        """Size of each cache level that is known, the nearest first."""
+        if self.device.type == "cuda":
+            return {"L2": torch.cuda.get_device_properties(self.device).L2_cache_size}
+        sizes = self.host.cache_sizes() if self.host is not None else {}
+        names = {"L1": "l1d", "L2": "l2", "L3": "l3"}
+        return {level: sizes[name] for level, name in names.items() if sizes.get(name, 0) > 0}
+
+    def memory_level(self, bytes: int) -> str:
+        """The nearest level that holds ``bytes``; one processor's part of a cache that several share counts as one."""
+        return next((level for level, size in self.cache_bytes().items() if bytes <= size), "memory")
+
+    def memory_levels(self, threads: int) -> dict[str, Bandwidth]:
+        """Bandwidth of every level, each over a working set that it holds and the one before does not."""
+        found = {
+            level: self.bandwidth(int(size * _SHARE_OF_CACHE), threads, round_up=False)
+            for level, size in self.cache_bytes().items()
+        }
+        return {**found, "memory": self.far_beyond_cache(threads)}
+
     def floor_seconds(self, cost: Cost, dtype: torch.dtype, threads: int, copy_seconds: float) -> tuple[float, Limit]:
         """The least time a case can take here, and what sets it.
 
         ``copy_seconds`` is the time of a plain copy that moves the case's bytes, measured beside the case.
         """
+        bounds: dict[Limit, float] = {"memory": copy_seconds}
         if cost.matrix:
-            compute_seconds = cost.flops * 1e-9 / self.matrix_peak(dtype, threads).gflops
-            if compute_seconds > copy_seconds:
-                return compute_seconds, "compute"
-        return copy_seconds, "memory"
+            bounds["compute"] = cost.flops * 1e-9 / self.matrix_peak(dtype, threads).gflops
+        if cost.exponentials:
+            bounds["exp"] = cost.exponentials * 1e-9 / self.exponential_peak(dtype, threads).gflops
+        limit = max(bounds, key=lambda name: bounds[name])
+        return bounds[limit], limit
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "probe": "torch" if self.host is None else "compiled",
             "compiled_probes_absent_because": self.host_absence,
-            "bandwidth": [asdict(bandwidth) for bandwidth in self.bandwidths.values()],
+            "cache_bytes": self.cache_bytes(),
+            "bandwidth": [
+                {**asdict(bandwidth), "level": self.memory_level(bandwidth.bytes)}
+                for bandwidth in self.bandwidths.values()
+            ],
             "peak": [asdict(peak) for peak in self.peaks.values()],
         }
 
@@ -128,6 +176,12 @@ def copy_of_bytes(bytes: int, device: torch.device) -> Call:
     source = torch.ones(max(bytes // 8, 1), dtype=torch.float32, device=device)
     destination = torch.zeros_like(source)
     return lambda: destination.copy_(source)
+
+
+def evicting_call(device: torch.device) -> Call:
+    """A call after which no cache holds anything of before: it writes more than they all hold."""
+    filler = torch.empty(_FAR_BEYOND_CACHE_BYTES[device.type] // 8, dtype=torch.float32, device=device)
+    return lambda: filler.fill_(0.0)
 
 
 def _host_probes() -> tuple[Any, str | None]:

@@ -8,13 +8,14 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusewright.testing import baseline as kept_errors
+from fusewright.testing import golden
 from fusewright.testing.baseline import Baseline, BaselineError
 from fusewright.testing.budgets import Judgement
 from fusewright.testing.case import Case, dtype_name, evaluate
@@ -70,15 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         kept = kept_errors.load(arguments.baseline)
         rows = run(cases(arguments.op or None), backend, device, kept)
+        exact = [] if arguments.op else list(golden.compare(backend, device))
         _report(rows, kept, details=arguments.details)
+        _report_exact(exact)
         if arguments.json is not None:
-            _write_json(rows, arguments.json)
+            _write_json(rows, exact, arguments.json)
         if arguments.update:
             return _update(rows, kept, arguments.baseline)
     except (BaselineError, ArgumentValueError) as error:  # the latter from a backend that cannot serve here
         print(f"fusewright verify: {error}", file=sys.stderr)
         return 2
-    return 1 if any(row.failures for row in rows) else 0
+    return 1 if any(row.failures for row in rows) or any(result.failure for result in exact) else 0
 
 
 def run(chosen: Iterable[Case], backend: str | None, device: torch.device, kept: Baseline) -> list[Row]:
@@ -129,7 +132,7 @@ def _update(rows: list[Row], kept: Baseline, path: Path) -> int:
     return 0
 
 
-def _write_json(rows: list[Row], path: Path) -> None:
+def _write_json(rows: list[Row], exact: list[golden.Comparison], path: Path) -> None:
     report = {
         "schema_version": SCHEMA_VERSION,
         "cases_version": CASES_VERSION,
@@ -142,6 +145,7 @@ def _write_json(rows: list[Row], path: Path) -> None:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         "cases": [row.as_json() for row in rows],
+        "exact": [{**asdict(result), "failure": result.failure} for result in exact],
     }
     # Python's JSON writes infinity as a word that other readers refuse.
     path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -155,6 +159,17 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and abs(value) == float("inf"):
         return "inf"
     return value
+
+
+def _report_exact(exact: list[golden.Comparison]) -> None:
+    """One line on the results that have no error but only bits, and one for each that changed or was not computed."""
+    if not exact:
+        return
+    for result in exact:
+        if result.failure or result.refusal:
+            print(f"{'FAIL' if result.failure else 'not computed:'} {result.name}: {result.failure or result.refusal}")
+    same = sum(result.digest is not None and result.failure is None for result in exact)
+    print(f"{same} of {len(exact)} exact results have the bits on record")
 
 
 _COLUMNS = ("op", "dtype", "result", "cases", "worst", "budget", "PyTorch", "")
