@@ -18,6 +18,8 @@ from fusewright.nn.relative_position import RelativePositionBias
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rolling_kv_cache import RollingKeyValueCache
 from fusewright.nn.rotary import RotaryEmbedding
+from fusewright.nn.routing_attention import RoutingSelfAttention
+from fusewright.nn.sinkhorn_attention import SinkhornSelfAttention
 from fusewright.nn.sparse_attention import SparseSelfAttention
 from fusewright.nn.transformer import Transformer, TransformerDecoder, TransformerEncoder
 from fusewright.nn.transformer_layers import TransformerDecoderLayer, TransformerEncoderLayer
@@ -48,6 +50,8 @@ __all__ = [
     "ReversibleSequence",
     "RollingKeyValueCache",
     "RotaryEmbedding",
+    "RoutingSelfAttention",
+    "SinkhornSelfAttention",
     "SinusoidalPositionalEncoding",
     "SparseSelfAttention",
     "Transformer",

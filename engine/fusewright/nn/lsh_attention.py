@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusewright import functional
+from fusewright.nn.checks import self_attention_inputs
 from fusewright_kernels.checks import probability, value_error
 
 
@@ -83,8 +84,7 @@ class LSHSelfAttention(nn.Module):
             n_hashes: rounds of this call instead of the module's: more of them come closer to full attention.
             buckets, seed: as in the functional.
         """
-        if hidden.ndim != 3 or hidden.shape[-1] != self.embed_dim:
-            raise value_error("hidden.shape", tuple(hidden.shape), f"(B, T, {self.embed_dim})")
+        self_attention_inputs(hidden, self.embed_dim, key_padding_mask=key_padding_mask)
         query_key, value = (
             projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for projection in (self.query_key_proj, self.value_proj)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from fusewright import functional
+from fusewright.nn.checks import self_attention_inputs
 from fusewright.patterns import Pattern
-from fusewright_kernels.checks import probability, type_error, value_error
+from fusewright_kernels.checks import probability, value_error
 
 Heads = tuple[Tensor, Tensor, Tensor]
 
@@ -78,13 +79,7 @@ class SparseSelfAttention(nn.Module):
             key_padding_mask: (B, T), bool, True for padding, which is met by nobody.
             global_mask: (B, T), bool, True for global tokens.
         """
-        if hidden.ndim != 3 or hidden.shape[-1] != self.embed_dim:
-            raise value_error("hidden.shape", tuple(hidden.shape), f"(B, T, {self.embed_dim})")
-        for name, mask in (("key_padding_mask", key_padding_mask), ("global_mask", global_mask)):
-            if mask is not None and mask.dtype is not torch.bool:
-                raise type_error(f"{name}.dtype", mask.dtype, "torch.bool")
-            if mask is not None and mask.shape != hidden.shape[:2]:
-                raise value_error(f"{name}.shape", tuple(mask.shape), f"{tuple(hidden.shape[:2])}, (B, T)")
+        self_attention_inputs(hidden, self.embed_dim, key_padding_mask=key_padding_mask, global_mask=global_mask)
         heads = self._project(self.in_proj, hidden)
         present = None if key_padding_mask is None else ~key_padding_mask
         if global_mask is None:
