@@ -7,7 +7,14 @@ from fusewright_kernels import dispatch, library
 from fusewright_kernels.attention import backend_native, backend_reference, backend_triton_decode, checks, rotary
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 
-dispatch.register("attention_decode", {"triton": backend_triton_decode.refuse, "cpu": backend_native.refuse_cpu})
+dispatch.register(
+    "attention_decode",
+    {
+        "cuda": backend_native.refuse_cuda_decode,
+        "triton": backend_triton_decode.refuse,
+        "cpu": backend_native.refuse_cpu,
+    },
+)
 
 
 def decode_attention(
@@ -55,6 +62,8 @@ def decode_attention(
     query, key_cache, value_cache = (
         tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key_cache, value_cache)
     )
+    forced = (backend or dispatch.FORCED_BACKEND) is not None
+    chosen = backend_native.decode_backend_of(chosen, forced, query, key_cache, value_cache)
     output, statistics = library.overload("attention_decode", chosen)(
         query, key_cache, value_cache, totals, table, slopes, sink_logits, scale_value, softcap_value, window_left
     )
