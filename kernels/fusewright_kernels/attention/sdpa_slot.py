@@ -27,7 +27,7 @@ def _arguments(
 def _backend(arguments: tuple[Any, ...]) -> str:
     query, mask = arguments[0], arguments[3]
     dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
-    chosen = dispatch.choose("attention", query.device.type, dtypes, query.ndim)
+    chosen = dispatch.choose("attention", dispatch.device_type(query), dtypes, query.ndim)
     return backend_native.backend_of(chosen, dispatch.FORCED_BACKEND is not None, arguments)
 
 
