@@ -20,8 +20,7 @@ template <int Queries>
 struct AttentionRowNumbers {
   float reference[Queries];  // of the logits, in the exponent's unit
   float inverse[Queries];    // of the total
-  float delta[Queries];      // output times its gradient, less the gradient of the
-                             // log-sum-exp
+  float delta[Queries];      // output times its gradient, less the log-sum-exp's
 };
 
 // Sums of 64 queries by 64 columns of grad_query, thread by thread as accumulators lie; a row of D columns has D / 64.
@@ -31,8 +30,7 @@ struct AttentionBackwardWorkspace {
   int query_tiles;     // of a head
   float* row_numbers;  // (B, H, query_tiles) AttentionRowNumbers
   float* query_sums;   // (B, H, T in whole tiles, D): of each 64 rows D / 64 times attention_query_sums
-  int* turns;          // (B, H, query_tiles, 2): those at each warpgroup's part of a
-                       // tile's sums
+  int* turns;          // (B, H, query_tiles, 2): those at each warpgroup's part of a tile's sums
   int* tickets;
 
   AttentionBackwardWorkspace() = default;

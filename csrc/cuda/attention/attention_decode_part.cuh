@@ -1,12 +1,11 @@
 // Few queries over a part of the keys of a cache. Bound by reading keys and values once: a block of four warps has one
-// part of one key head, for 16 rows, each a query of one of the heads that share the keys, so that they are read once
-// for all.
+// part of one key head, for 16 rows, the queries of all heads that share the keys.
 //
 // Tensor cores multiply (16 rows, keys) although few rows may be there; their operands come straight from memory, 16
 // bytes a load. That works because the order of a product's inner dimension is free, and so is the meaning of the
 // output's columns: lane l reads for the logits columns 32 c + 8 (l % 4) + {0..7} of key l / 4, and for the sums
-// columns 64 c + 8 (l / 4) + {0..7} of keys 2 (l % 4) + {0, 1, 8, 9}. Dao et al., "Flash-Decoding for long-context
-// inference", 2023.
+// columns 64 c + 8 (l / 4) + {0..7} of keys 2 (l % 4) + {0, 1, 8, 9}.
+// Dao et al., "Flash-Decoding for long-context inference", 2023.
 #pragma once
 
 #include "attention_decode.cuh"

@@ -21,6 +21,7 @@ _WIDTH_STEP = 8
 _WIDEST = 128
 _ALIGNMENT = 16
 _MOST_BLOCKS = 65535
+_TRACED = "a traced graph does not know how tensors are aligned"
 
 
 def refuse_cpu(call: Call) -> str | None:
@@ -83,7 +84,9 @@ def decode_backend_of(backend: str, forced: bool, query: Tensor, key_cache: Tens
 def refuse_decode(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> str | None:
     """Why the CUDA kernels do not take the call, as ``csrc/cuda/attention/attention_decode.cu`` says, or None."""
     if torch.compiler.is_compiling() or isinstance(query, FakeTensor):
-        return "a traced graph does not know how tensors are aligned"
+        return _TRACED
+    if torch._C._are_functorch_transforms_active():
+        return "inside a transform of torch.func tensors have no address"
     reason = _refuse_widths(query, value_cache)
     if reason is not None:
         return reason
@@ -128,7 +131,7 @@ def refuse_hopper(
     A traced graph is not theirs: it does not know the addresses that tensors will have.
     """
     if torch.compiler.is_compiling() or isinstance(query, FakeTensor):
-        return "a traced graph does not know how tensors are aligned"
+        return _TRACED
     extras = {
         "mask": mask, "pattern": block_mask, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout": seed,
         "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
