@@ -3,8 +3,8 @@
 // A block owns 128 queries of one head. Its first warpgroup loads tiles of 128 keys and of 128 values by the tensor
 // memory accelerator into rings of two stages each; the two others own 64 queries each and multiply. They take turns at
 // the tensor cores, so that one's softmax runs beside the other's products, and each also issues the product of the
-// next keys before that of the last values, so that its own softmax runs beside the latter. Shah et al.,
-// "FlashAttention-3", 2024. Exponentials are 2^x, with the scale and log2(e) in one factor.
+// next keys before that of the last values, so that its own softmax runs beside the latter.
+// Shah et al., "FlashAttention-3", 2024. Exponentials are 2^x, with the scale and log2(e) in one factor.
 #pragma once
 
 #include "attention_exact_row.cuh"

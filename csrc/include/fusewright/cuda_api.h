@@ -1,5 +1,5 @@
-// Entries of the CUDA library. Plain C++: includable where neither torch nor the CUDA toolkit is present. Every entry
-// enqueues on `stream` (a cudaStream_t) and returns a cudaError_t as int; 0 is success.
+// Entries of the CUDA library. Plain C++: includable where neither torch nor the CUDA toolkit is present.
+// Every entry enqueues on `stream` (a cudaStream_t) and returns a cudaError_t as int; 0 is success.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,9 @@ const char* fusewright_cuda_error_string(int error);
 // The kernel's type is that of input. residual and new_residual have that type or float32.
 int fusewright_cuda_norm_forward(const fusewright::NormForwardParams* params, void* stream);
 
-// The kernel's type is that of grad_output; stream and every other (M, N) tensor has that type or float32. `workspace`
-// holds the bytes that fusewright_cuda_norm_backward_workspace tells for the same params on the same device, aligned to
-// 16; it may be nullptr if that is 0.
+// The kernel's type is that of grad_output; stream and every other (M, N) tensor has that type or float32.
+// `workspace` holds the bytes that fusewright_cuda_norm_backward_workspace tells for the same params on the same
+// device, aligned to 16; it may be nullptr if that is 0.
 int fusewright_cuda_norm_backward(const fusewright::NormBackwardParams* params, float* workspace, void* stream);
 int fusewright_cuda_norm_backward_workspace(const fusewright::NormBackwardParams* params, int64_t* bytes);
 
@@ -34,9 +34,9 @@ int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* pa
 // bottom-right, else 0.
 int fusewright_cuda_attention_forward(const fusewright::AttentionForwardParams* params, int64_t shift, void* stream);
 
-// The same, of the output that it gave and its gradient alike; all gradients but those of sinks and mask. `workspace`
-// holds the bytes that fusewright_cuda_attention_backward_workspace tells, aligned to 16. `ordered`: a gradient of the
-// queries repeats bit for bit; the others always do.
+// The same; rows of output and gradient are aligned alike. A gradient of data nullptr is not written. `workspace` holds
+// the bytes that fusewright_cuda_attention_backward_workspace tells, aligned to 16. `ordered`: grad_query repeats bit
+// for bit, as the others always do.
 int fusewright_cuda_attention_backward(const fusewright::AttentionBackwardParams* params, int64_t shift, bool ordered,
                                        void* workspace, void* stream);
 int64_t fusewright_cuda_attention_backward_workspace(const fusewright::AttentionBackwardParams* params);
