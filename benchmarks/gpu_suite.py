@@ -33,8 +33,15 @@ for dtype in (torch.float32, torch.bfloat16):
         functional.softmax(x, 1, backend="cuda").sum().backward()
 if torch.cuda.get_device_capability() == (9, 0):
     for width in (64, 128):
-        q = torch.randn(1, 2, 300, width, device="cuda", dtype=torch.bfloat16)
-        functional.scaled_dot_product_attention(q, q[:, :1], q[:, :1], is_causal=True, enable_gqa=True, backend="cuda")
+        q = torch.randn(1, 2, 300, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        k = torch.randn(1, 1, 300, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            o = functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True, backend="cuda")
+            o.backward(torch.ones_like(o))
+        torch.use_deterministic_algorithms(False)
+        cache, lengths = q.detach(), torch.tensor([299], device="cuda")
+        functional.decode_attention(q.detach()[:, :, :2], cache, cache, lengths, window=200, backend="cuda")
 torch.cuda.synchronize()
 """
 

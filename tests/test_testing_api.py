@@ -8,6 +8,7 @@ import torch
 
 from fusewright import functional, testing
 from fusewright.testing import baseline, budgets, golden, layouts, verify
+from fusewright_kernels import dispatch
 
 FLOAT32_UNIT = 2.0**-24
 
@@ -324,6 +325,22 @@ def test_verify_fails_on_a_wrong_op_and_does_not_keep_its_errors(tmp_path, capsy
     assert "above the budget" in capsys.readouterr().out
     assert verify.main([*command, "--update"]) == 1
     assert not path.exists()
+
+
+def test_verify_lists_the_cases_that_a_backend_refuses(tmp_path, capsys, few_cases, monkeypatch):
+    refused = testing.cases(["softmax"])[4].id
+    right = verify.evaluate
+
+    def evaluate(case, *args, **keywords):
+        if case.id == refused:
+            raise dispatch.RefusedBackendError("backend is 'reference': too wide")
+        return right(case, *args, **keywords)
+
+    monkeypatch.setattr(verify, "evaluate", evaluate)
+    report = tmp_path / "report.json"
+    assert verify.main(["--backend", "reference", "--op", "softmax", "--json", str(report)]) == 0
+    assert "skipped 1 cases: backend is 'reference': too wide" in capsys.readouterr().out
+    assert refused not in {row["case"] for row in json.loads(report.read_text())["cases"]}
 
 
 def test_verify_says_when_a_backend_cannot_serve(capsys):

@@ -29,8 +29,23 @@ int fusewright_cuda_softmax_forward(const fusewright::SoftmaxForwardParams* para
 // The kernel's type is that of grad_input; grad_output and output have that type or float32.
 int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* params, void* stream);
 
-// bfloat16 or float16, D = DV of 64 or 128, rows aligned to 16 bytes, no mask but the window, nothing else that changes
-// logits or weights; on a device of compute capability 9.0. `shift` is S - T where windows align bottom-right, else 0.
+// bfloat16 or float16, D and DV multiples of 8 up to 128, rows aligned to 16 bytes, no mask but the window, nothing
+// else that changes logits or weights; on a device of compute capability 9.0. `shift` is S - T where windows align
+// bottom-right, else 0.
 int fusewright_cuda_attention_forward(const fusewright::AttentionForwardParams* params, int64_t shift, void* stream);
+
+// The same; rows of output and gradient are aligned alike. A gradient of data nullptr is not written. `workspace` holds
+// the bytes that fusewright_cuda_attention_backward_workspace tells, aligned to 16. `ordered`: grad_query repeats bit
+// for bit, as the others always do.
+int fusewright_cuda_attention_backward(const fusewright::AttentionBackwardParams* params, int64_t shift, bool ordered,
+                                       void* workspace, void* stream);
+int64_t fusewright_cuda_attention_backward_workspace(const fusewright::AttentionBackwardParams* params);
+
+// bfloat16 or float16, D and DV multiples of 8 up to 128, rows aligned to 16 bytes, no mask but the window to the left,
+// no dropout. `lengths` (B,) is in device memory. `workspace` holds the bytes that
+// fusewright_cuda_attention_decode_workspace tells, aligned to 16.
+int fusewright_cuda_attention_decode(const fusewright::AttentionDecodeParams* params, const int64_t* lengths,
+                                     void* workspace, void* stream);
+int64_t fusewright_cuda_attention_decode_workspace(const fusewright::AttentionDecodeParams* params);
 }
 #pragma GCC visibility pop

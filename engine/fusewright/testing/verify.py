@@ -6,7 +6,7 @@ import os
 import platform as host_platform
 import sys
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from fusewright.testing.budgets import Judgement
 from fusewright.testing.case import Case, dtype_name, evaluate
 from fusewright.testing.cases import CASES_VERSION, cases, ops
 from fusewright_kernels import dispatch, native
-from fusewright_kernels.checks import ArgumentValueError
 
 SCHEMA_VERSION = 1
 
@@ -70,33 +69,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = _device(backend)
     try:
         kept = kept_errors.load(arguments.baseline)
-        rows = run(cases(arguments.op or None), backend, device, kept)
+        rows, refused = run(cases(arguments.op or None), backend, device, kept)
+        if refused and not rows:
+            print(f"fusewright verify: {refused[0].reason}", file=sys.stderr)
+            return 2
         exact = [] if arguments.op else list(golden.compare(backend, device))
-        _report(rows, kept, details=arguments.details)
+        _report(rows, refused, kept, details=arguments.details)
         _report_exact(exact)
         if arguments.json is not None:
             _write_json(rows, exact, arguments.json)
         if arguments.update:
             return _update(rows, kept, arguments.baseline)
-    except (BaselineError, ArgumentValueError) as error:  # the latter from a backend that cannot serve here
+    except BaselineError as error:
         print(f"fusewright verify: {error}", file=sys.stderr)
         return 2
     return 1 if any(row.failures for row in rows) or any(result.failure for result in exact) else 0
 
 
-def run(chosen: Iterable[Case], backend: str | None, device: torch.device, kept: Baseline) -> list[Row]:
+@dataclass(frozen=True)
+class Refused:
+    """A case that the backend, asked for by name, cannot serve."""
+
+    case: Case
+    reason: str
+
+
+def run(
+    chosen: Iterable[Case], backend: str | None, device: torch.device, kept: Baseline
+) -> tuple[list[Row], list[Refused]]:
     """Evaluate cases on ``backend`` (None: the one that dispatch chooses) and compare with the ``kept`` errors."""
-    rows = []
+    rows: list[Row] = []
+    refused: list[Refused] = []
     for case in chosen:
         with dispatch.recording() as decisions, warnings.catch_warnings():
             # torch says that its own rms_norm has no fused form for mixed dtypes.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            judgements = evaluate(case, backend, device, interpreted=_interpreted(backend))
+            try:
+                judgements = evaluate(case, backend, device, interpreted=_interpreted(backend))
+            except dispatch.RefusedBackendError as error:
+                refused.append(Refused(case, str(error)))
+                continue
         served = decisions[0].backend
         platform = platform_of(served, device)
         for result, judgement in judgements.items():
             rows.append(Row(case, result, served, platform, judgement, kept.kept(platform, case.id, result)))
-    return rows
+    return rows, refused
 
 
 def platform_of(backend: str, device: torch.device) -> str:
@@ -175,8 +192,8 @@ def _report_exact(exact: list[golden.Comparison]) -> None:
 _COLUMNS = ("op", "dtype", "result", "cases", "worst", "budget", "PyTorch", "")
 
 
-def _report(rows: list[Row], kept: Baseline, *, details: bool) -> None:
-    """A line per op, dtype and result with its worst case, or per case; then every failure."""
+def _report(rows: list[Row], refused: list[Refused], kept: Baseline, *, details: bool) -> None:
+    """A line per op, dtype and result with its worst case, or per case; then what was refused, and every failure."""
     for platform in sorted({row.platform for row in rows}):
         groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         for row in rows:
@@ -186,6 +203,8 @@ def _report(rows: list[Row], kept: Baseline, *, details: bool) -> None:
         _print_table(platform, [[*key, *_summary(members)] for key, members in groups.items()])
         if not kept.knows(platform):
             print(f"no errors are kept for {platform}: judged by budgets and PyTorch only (keep these: --update)")
+    for reason, number in Counter(refusal.reason for refusal in refused).items():
+        print(f"skipped {number} cases: {reason}")
     for row in rows:
         for failure in row.failures:
             print(f"FAIL {row.case.id} {row.result}: {failure}")

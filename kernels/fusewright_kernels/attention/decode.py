@@ -8,7 +8,14 @@ from fusewright_kernels.attention import backend_native, backend_reference, back
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 from fusewright_kernels.rotary.op import rotary_embedding
 
-dispatch.register("attention_decode", {"triton": backend_triton_decode.refuse, "cpu": backend_native.refuse_cpu})
+dispatch.register(
+    "attention_decode",
+    {
+        "cuda": backend_native.refuse_cuda_decode,
+        "triton": backend_triton_decode.refuse,
+        "cpu": backend_native.refuse_cpu,
+    },
+)
 
 
 def decode_attention(
@@ -56,6 +63,8 @@ def decode_attention(
     query, key_cache, value_cache = (
         tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key_cache, value_cache)
     )
+    forced = (backend or dispatch.FORCED_BACKEND) is not None
+    chosen = backend_native.decode_backend_of(chosen, forced, query, key_cache, value_cache)
     output, statistics = library.overload("attention_decode", chosen)(
         query, key_cache, value_cache, totals, table, slopes, sink_logits, scale_value, softcap_value, window_left
     )

@@ -39,6 +39,10 @@ void* dynamic_shared();
 float atomic_add(float* address, float value);
 int atomic_add(int* address, int value);
 
+// Waits until the word in global memory is `turn`; what others did before end_turn() is known then.
+void wait_for_turn(const int* turns, int turn);
+void end_turn(int* turns);
+
 // __syncthreads, and bar.sync or bar.arrive of a numbered barrier with a number of threads.
 void block_barrier();
 void named_barrier_sync(int barrier, int threads);
