@@ -87,7 +87,7 @@ def lines(results: Results) -> list[list[str]]:
     for curve in curves(results):
         sizes = [f"{curve.times_us[0][0]:g}", f"{curve.times_us[-1][0]:g}"]
         if curve.axis == THREADS:
-            fits = [f"{curve.times_us[0][1] / curve.times_us[-1][1]:.2f}x faster", ""]
+            fits = [f"{curve.times_us[0][1] / curve.times_us[-1][1]:.2f}x the speed", ""]
         else:
             fits = [_power(exponent(curve.times_us)), _power(exponent(curve.memory))]
         threads = "" if curve.threads is None else str(curve.threads)

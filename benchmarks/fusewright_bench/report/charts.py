@@ -1,6 +1,6 @@
 """The charts of a run: what each plots, whoever draws it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusewright_bench import scaling
@@ -12,9 +12,11 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """Points whose coordinates are above 0; ``labels`` say what each is."""
+    """Points whose coordinates are above 0; ``labels`` say what each is. ``style`` numbers its colour and mark: a
+    provider has the same one in every chart."""
 
     name: str
+    style: int
     points: Sequence[Point]
     labels: Sequence[str]
     line: bool = True
@@ -41,6 +43,7 @@ class Chart:
 def roofline_charts(results: Results) -> Iterator[Chart]:
     """Arithmetic over bytes against the rate reached: a chart per dtype and thread count, a series per provider."""
     timed = [row for row in results.cases if row.time_us and row.flops and row.provider != COPY]
+    styles = _styles(row.label for row in timed)
     for dtype, threads in dict.fromkeys((row.dtype, row.threads) for row in timed):
         rows = [row for row in timed if (row.dtype, row.threads) == (dtype, threads)]
         roof = _roof(results, dtype, threads, [row.flops / row.bytes for row in rows])
@@ -48,18 +51,22 @@ def roofline_charts(results: Results) -> Iterator[Chart]:
             f"Roofline: {dtype}, {table.threads_text(threads)}",
             "The line is what this machine reached in this run: a copy beyond every cache, then matrix products."
             " What lies in a cache, or needs no such copy, can stand above it.",
-            [_rate_series(label, rows) for label in dict.fromkeys(row.label for row in rows)],
+            [_rate_series(label, styles[label], rows) for label in dict.fromkeys(row.label for row in rows)],
             Axis("operations per byte"),
             Axis("GFLOP/s"),
             roof,
         )
 
 
-def _rate_series(label: str, rows: Sequence[Row]) -> Series:
+def _styles(labels: Iterable[str]) -> dict[str, int]:
+    return {label: number for number, label in enumerate(dict.fromkeys(labels))}
+
+
+def _rate_series(label: str, style: int, rows: Sequence[Row]) -> Series:
     own = [row for row in rows if row.label == label]
     points = [(row.flops / row.bytes, row.flops * 1e-3 / (row.time_us or 1.0)) for row in own]
     labels = [f"{label}: {row.op} {row.shape} {row.mode}, {table.time_text(row.time_us)}" for row in own]
-    return Series(label, points, labels, line=False)
+    return Series(label, style, points, labels, line=False)
 
 
 def _roof(results: Results, dtype: str, threads: int, intensities: Sequence[float]) -> list[Point]:
@@ -81,6 +88,7 @@ def _roof(results: Results, dtype: str, threads: int, intensities: Sequence[floa
 def scaling_charts(results: Results) -> Iterator[Chart]:
     """Time and memory along every axis of growth, a series per provider, with the fitted exponents in their names."""
     curves = scaling.curves(results)
+    styles = _styles(curve.label for curve in curves)
     for key in dict.fromkeys(curve.group for curve in curves):
         members = [curve for curve in curves if curve.group == key]
         op, axis, dtype, mode, threads = key
@@ -89,7 +97,7 @@ def scaling_charts(results: Results) -> Iterator[Chart]:
         yield Chart(
             f"Time, {where}",
             "Exponents are fitted to the upper half of the sizes.",
-            [_curve_series(curve, curve.times_us, table.time_text) for curve in members],
+            [_curve_series(curve, styles, curve.times_us, table.time_text) for curve in members],
             across,
             Axis("time per call", table.time_text),
         )
@@ -98,13 +106,24 @@ def scaling_charts(results: Results) -> Iterator[Chart]:
             yield Chart(
                 f"Memory, {where}",
                 "Peak of one call beyond its inputs.",
-                [_curve_series(curve, curve.memory, lambda size: table.bytes_text(int(size))) for curve in heavy],
+                [_curve_series(curve, styles, _in_mebibytes(curve.memory), _mebibytes_text) for curve in heavy],
                 across,
-                Axis("memory", lambda size: table.bytes_text(int(size))),
+                Axis("memory, MiB"),
             )
 
 
-def _curve_series(curve: scaling.Curve, points: Sequence[Point], text: Callable[[float], str]) -> Series:
+def _in_mebibytes(points: Sequence[Point]) -> list[Point]:
+    return [(size, bytes / 2**20) for size, bytes in points]
+
+
+def _mebibytes_text(mebibytes: float) -> str:
+    return table.bytes_text(round(mebibytes * 2**20))
+
+
+def _curve_series(
+    curve: scaling.Curve, styles: Mapping[str, int], points: Sequence[Point], text: Callable[[float], str]
+) -> Series:
     fitted = scaling.exponent(points)
     name = curve.label if fitted is None else f"{curve.label}: n^{fitted:.2f}"
-    return Series(name, points, [f"{curve.label} at {x:g}: {text(y)}" for x, y in points])
+    labels = [f"{curve.label} at {x:g}: {text(y)}" for x, y in points]
+    return Series(name, styles[curve.label], points, labels)

@@ -161,7 +161,7 @@ def _group(op: str, rows: Sequence[Row]) -> str:
     columns = [("shape", True), ("dtype", True), ("mode", True), ("thr", False), ("provider", True)]
     head = "".join(_header(title, text) for title, text in columns)
     head += "".join(_header(column.title, False, column.explanation) for column in _NUMBERS)
-    head += '<th scope="col" class="text">note</th><th scope="col">command</th>'
+    head += '<th scope="col">command</th><th scope="col" class="text">note</th>'
     starts = [index == 0 or rows[index - 1].case_key != row.case_key for index, row in enumerate(rows)]
     body = "".join(_row(row, starts_a_case) for row, starts_a_case in zip(rows, starts, strict=True))
     results = f'<table class="results"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -184,9 +184,9 @@ def _row(row: Row, first: bool) -> str:
         _cell(str(row.threads)),
         _cell(row.label, kind="text provider"),
         *(_figure_cell(row, column.name) for column in _NUMBERS),
-        _cell("; ".join(_notes(row)), kind="detail"),
         f'<td><button type="button" class="copy" data-command="{escape(row.reproduce)}"'
         f' aria-label="copy the command for {escape(row.label)} on {escape(row.shape)}">copy</button></td>',
+        _cell("; ".join(_notes(row)), kind="detail"),
     ]
     return f'<tr class="{" ".join(kinds)}"{data}>{"".join(cells)}</tr>'
 

@@ -24,11 +24,13 @@ def _draw(chart: Chart) -> Figure:
     axes = figure.subplots()
     if chart.roof:
         axes.plot(*zip(*chart.roof, strict=True), color="black", linewidth=1.2)
-    for index, series in enumerate(chart.series):
-        x, y = zip(*series.points, strict=True)
-        axes.plot(
-            x, y, label=series.name, marker=_MARKERS[index % len(_MARKERS)], linestyle="-" if series.line else "none"
-        )
+    for series in chart.series:
+        style = {
+            "marker": _MARKERS[series.style % len(_MARKERS)],
+            "color": f"C{series.style % 10}",
+            "linestyle": "-" if series.line else "none",
+        }
+        axes.plot(*zip(*series.points, strict=True), label=series.name, **style)
     axes.set(xscale="log", yscale="log", xlabel=chart.x.title, title=chart.title)
     axes.set_ylabel(chart.y.title)
     axes.yaxis.set_major_formatter(lambda value, _: chart.y.text(value))

@@ -44,7 +44,7 @@ def render(chart: Chart) -> str:
     if chart.roof:
         parts.append(f'<path class="roof" d="{_path(chart.roof, across, upwards)}"/>')
     for index, one in enumerate(chart.series):
-        parts += _series(index, one, across, upwards)
+        parts += _series(one, HEIGHT + _LEGEND_LINE * index, across, upwards)
     name = escape(chart.title, quote=True)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
@@ -64,18 +64,14 @@ def _grid(across: _Scale, upwards: _Scale, x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _series(index: int, series: Series, across: _Scale, upwards: _Scale) -> list[str]:
-    style = f"s{index % SERIES_COLOURS + 1}"
-    parts = [f'<g class="{style}">']
+def _series(series: Series, legend_y: int, across: _Scale, upwards: _Scale) -> list[str]:
+    parts = [f'<g class="s{series.style % SERIES_COLOURS + 1}">']
     if series.line:
         parts.append(f'<path class="line" d="{_path(sorted(series.points), across, upwards)}"/>')
-    labels = series.labels or [series.name] * len(series.points)
-    for point, label in zip(series.points, labels, strict=True):
-        told = f"<title>{escape(label)}</title>"
-        parts.append(_mark(index, across(point[0]), upwards(point[1]), told))
-    line = HEIGHT + _LEGEND_LINE * index
-    parts.append(_mark(index, _LEFT, line, ""))
-    parts.append(_text(_LEFT + 10, line + 4, series.name, "start") + "</g>")
+    for point, label in zip(series.points, series.labels, strict=True):
+        parts.append(_mark(series.style, across(point[0]), upwards(point[1]), f"<title>{escape(label)}</title>"))
+    parts.append(_mark(series.style, _LEFT, legend_y, ""))
+    parts.append(_text(_LEFT + 10, legend_y + 4, series.name, "start") + "</g>")
     return parts
 
 
@@ -83,8 +79,8 @@ def _path(points: Sequence[tuple[float, float]], across: _Scale, upwards: _Scale
     return "M" + "L".join(f"{across(x):.1f} {upwards(y):.1f}" for x, y in points)
 
 
-def _mark(index: int, x: float, y: float, title: str) -> str:
-    shape = _SHAPES[index % len(_SHAPES)]
+def _mark(style: int, x: float, y: float, title: str) -> str:
+    shape = _SHAPES[style % len(_SHAPES)]
     if shape == "circle":
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="3.5">{title}</circle>'
     corners = {
