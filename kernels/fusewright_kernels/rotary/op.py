@@ -42,7 +42,7 @@ def rotary_embedding(
         raise value_error("cos.shape", tuple(cos.shape), f"a row for each of the {input.shape[2]} positions of input")
     compute = torch.promote_types(input.dtype, torch.float32)
     cos, sin = (table.to(compute) if table.ndim == 3 else table.to(compute).unsqueeze(0) for table in (cos, sin))
-    chosen = dispatch.choose("rotary_embedding", input.device.type, (input.dtype,), input.ndim, backend)
+    chosen = dispatch.choose("rotary_embedding", dispatch.device_type(input), (input.dtype,), input.ndim, backend)
     differentiable = autograd.derivative_possible(input)
     if in_place:
         if differentiable:
