@@ -74,7 +74,7 @@ def cross_entropy_forward_kernel(
         b_sum = b_sum * tl.exp(b_max - b_pivot) + tl.sum(tl.exp(b_x - b_pivot[:, None]), axis=1)
         b_max = b_new_max
     b_pivot = tl.where(b_max == float("-inf"), 0.0, b_max)
-    b_log_sum = tl.log(b_sum)
+    b_log_sum = tl.log(tl.where(m_m, b_sum, 1.0))
 
     m_counts = m_m
     m_valid = m_m
