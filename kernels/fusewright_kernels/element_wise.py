@@ -1,5 +1,6 @@
 """Launch of Triton kernels that work on a tile of rows and columns and know no other."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -8,7 +9,7 @@ from fusewright_kernels.row_layout import operand_arguments, trailing_rows
 from fusewright_kernels.triton_support import LAUNCH_OPTIONS, Tile, ceil_div, launching_on
 
 
-def launch_element_wise(kernel: Any, tile: Tile, operands: dict[str, Tensor | None], **arguments: Any) -> None:
+def launch_element_wise(kernel: Any, tile: Tile, operands: Mapping[str, Tensor | None], **arguments: Any) -> None:
     """Launch over all rows and columns of the operands, which have one shape; the first must be present.
 
     A kernel takes each operand as ``p_<name>`` and its strides, rows and columns as ``M`` and ``N``.

@@ -82,7 +82,7 @@ class RotaryEmbedding(nn.Module):
         return functional.rotary_embedding(heads, cos, sin, interleaved=self.interleaved)
 
     def _of_rows(self, length: int, offset: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine (T, dim / 2), or (B, T, dim / 2) for offsets of their own."""
+        """Cosine and sine (T, dim / 2), or (B, T, dim / 2) with an offset for each sequence."""
         if isinstance(offset, Tensor):
             # Whether the tables reach that far only the device knows; asking it would stall a decoding loop.
             return self._angles(offset[:, None] + torch.arange(length, device=device))

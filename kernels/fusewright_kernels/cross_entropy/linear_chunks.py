@@ -17,7 +17,8 @@ from fusewright_kernels.cross_entropy.reference import Options
 from fusewright_kernels.triton_support import INTERPRETED
 
 # Bytes of the logits of a chunk. More rows make better products, up to where they fill the machine.
-_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+FEWEST_ROWS = 64
 
 # Rows of the weight whose gradient is summed at a time where that takes a copy in another type.
 _WEIGHT_ROWS = 8192
@@ -43,7 +44,7 @@ def _chunks(
     """The logits of each chunk in turn; fills ``losses``."""
     forward = library.overload("cross_entropy_forward", backend)
     rows, classes = input.shape[0], weight.shape[0]
-    most = max(_CHUNK_BYTES.get(input.device.type, 64 << 20) // max(classes * input.element_size(), 1), 64)
+    most = max(CHUNK_BYTES[input.device.type] // (classes * input.element_size()), FEWEST_ROWS)
     buffer = input.new_empty((min(rows, most), classes))
     for begin in range(0, rows, most):
         chunk = slice(begin, min(begin + most, rows))

@@ -43,17 +43,18 @@ def linear_cross_entropy(
         losses = linear_reference.losses(*arguments[:5], options)
     elif autograd.derivative_possible(input, weight, bias):
         wanted = [_may_need_gradient(tensor) for tensor in (input, weight, bias)]
-        losses, *_ = autograd.apply(LinearCrossEntropy, *arguments, reduction != "none", *wanted, chosen)
+        equal_gradients = reduction != "none" and any(wanted)
+        losses, *_ = autograd.apply(LinearCrossEntropy, *arguments, equal_gradients, *wanted, chosen)
     else:
         losses = library.overload("linear_cross_entropy_forward", chosen)(*arguments)
     return reduce(losses.reshape(target.shape), target, class_weight, reduction, ignore_index).to(result_dtype)
 
 
 def _may_need_gradient(tensor: Tensor | None) -> bool:
-    """A transform or a trace does not say."""
-    if tensor is None:
+    """A transform does not say whether it will ask for one."""
+    if tensor is None or not torch.is_grad_enabled():
         return False
-    return tensor.requires_grad or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return tensor.requires_grad or torch._C._are_functorch_transforms_active()
 
 
 def _check_operands(input: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:

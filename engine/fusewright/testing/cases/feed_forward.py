@@ -138,7 +138,7 @@ class FeedForwardCase:
         return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
 
     def _results(self, inputs: Tensors, function: Callable[..., Tensor]) -> Tensors:
-        names = [name for name in ("input", "other", "bias") if name in inputs]
+        names: list[str] = [name for name in ("input", "other", "bias") if name in inputs]
         leaves = {name: inputs[name].detach().clone().requires_grad_() for name in names}
         outputs = {"output": function(*leaves.values())}
         return outputs | gradients(outputs, leaves, {"output": inputs["grad_output"]})
