@@ -18,7 +18,7 @@ def test_both_sides_run_the_same_curve(name):
         assert results["fusewright"].losses == pytest.approx(results["torch"].losses, rel=1e-4)
     for result in results.values():
         assert len(result.seconds) == 3 and result.peak_bytes > 0
-        assert (result.tokens_per_second is not None) == (name in ("gpt", "encoder_decoder", "rnn_encoder_decoder"))
+        assert (result.tokens_per_second is None) == (name in ("bert", "siamese", "tagger"))
     rows = end_to_end.rows_of(name, results)
     assert len(rows) == len(results) and all(
         row.count("|") == end_to_end.HEADER.split("\n")[0].count("|") for row in rows

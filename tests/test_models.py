@@ -329,6 +329,23 @@ def test_generation_is_the_model_without_a_state(kind):
         model(prompt)
 
 
+def test_a_reformer_goes_on_from_its_text():
+    """With one chunk for all positions, where hashing decides nothing."""
+    torch.manual_seed(0)
+    model = _random(models.Reformer(20, (4, 8), (8, 8), **SIZES, chunk_length=32)).eval()
+    prompt, lengths = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])
+    result = generate(model, prompt, 8, prompt_lengths=lengths)
+    for row in range(2):
+        tokens = prompt[row : row + 1, : lengths[row]]
+        for _ in range(8):
+            tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], 1)
+        assert torch.equal(tokens[0, lengths[row] :], result.tokens[row])
+    assert beam_search(model, prompt, 8, beams=3).tokens.shape == (2, 8)
+    state = model.make_state(2, 2)
+    with pytest.raises(ArgumentValueError, match="the text's length is 3"):
+        model(prompt, state=state)
+
+
 def test_hard_negative_triplet_loss():
     first, second = (nn.functional.normalize(normal(5, 4, seed=seed), dim=-1) for seed in (0, 1))
     second[0], second[1] = first[0], first[0]  # one pair that is alike, one that is less alike than another

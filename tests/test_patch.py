@@ -252,6 +252,11 @@ class LlamaRMSNorm(nn.Module):
         return (self.weight + self.offset) * normalized.to(hidden_states.dtype)
 
 
+class RaisingRMSNorm(LlamaRMSNorm):
+    def forward(self, hidden_states):
+        raise NotImplementedError("on a GPU only")
+
+
 class GatedRMSNorm(LlamaRMSNorm):
     def forward(self, hidden_states, gate):
         return super().forward(hidden_states) * gate
@@ -280,12 +285,20 @@ def test_llama_style_norms(offset):
         (GatedRMSNorm(24), "more than the tensor"),
         (LlamaRMSNorm(24, eps=1), "one weight and one epsilon"),
         (LlamaRMSNorm(24).double(), "float64"),
+        (RaisingRMSNorm(24), "raises NotImplementedError for float32 rows on the CPU: on a GPU only"),
     ],
 )
 def test_other_norms_are_kept(norm, reason):
     with pytest.warns(UserWarning, match="nothing swapped, 1 kept"):
         report = fusewright.patch(nn.Sequential(norm))
     assert reason in report.kept[0].outcome
+
+
+def test_norms_on_the_meta_device():
+    model = nn.Sequential(LlamaRMSNorm(24).to("meta"))
+    with torch.device("meta"):
+        assert len(fusewright.patch(model).swapped) == 1
+    assert model[0].weight.is_meta
 
 
 def test_bad_model():

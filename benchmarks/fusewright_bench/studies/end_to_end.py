@@ -71,6 +71,9 @@ def tasks(options: argparse.Namespace) -> dict[str, Task]:
         rows = characters()
         return rows[:, :-1], rows[:, 1:]
 
+    def beginnings() -> Batch:
+        return (characters()[:, : length // 4],)
+
     def masked() -> Batch:
         tokens = characters()[:, :-1]
         chosen = torch.rand(tokens.shape) < 0.15
@@ -114,13 +117,11 @@ def tasks(options: argparse.Namespace) -> dict[str, Task]:
         **sizes,
     }  # fmt: skip
     return {
-        "gpt": Task(
-            of_both("GPT", options.vocabulary, length, **sizes), language, lambda: (characters()[:, : length // 4],)
-        ),
+        "gpt": Task(of_both("GPT", options.vocabulary, length, **sizes), language, beginnings),
         "bert": Task(of_both("BERT", CHARACTERS + 1, length, **sizes), masked),
         "encoder_decoder": Task(of_both("EncoderDecoder", 64, **sizes), pairs, prompts),
         "vit": Task(of_both("ViT", 8, 2, 10, 1, **sizes), _digits(batch)),
-        "reformer": Task({"fusewright": lambda: models.Reformer(CHARACTERS, **reformer)}, language),
+        "reformer": Task({"fusewright": lambda: models.Reformer(CHARACTERS, **reformer)}, language, beginnings),
         "rnn_encoder_decoder": Task(
             of_both("RNNEncoderDecoder", 64, 64, options.width, options.width), padded_pairs, prompts
         ),

@@ -1,5 +1,6 @@
 """Beam search."""
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -31,8 +32,8 @@ def beam_search(
 ) -> Generated:
     """The most probable continuations that are found with ``beams`` of them kept at a time.
 
-    A finished continuation Y counts ``log P(Y) / ((5 + |Y|) / 6)^length_penalty``. A sequence is at its end when no
-    kept continuation can pass the best finished ones any more.
+    A continuation Y counts ``log P(Y) / ((5 + |Y|) / 6)^length_penalty``. A sequence is at its end when no kept
+    continuation can pass the best finished one any more; those cut off at ``max_new_tokens`` compete as they are.
 
     Args:
         beams: continuations kept for each prompt; 1 is greedy.
@@ -70,18 +71,13 @@ class _Search:
     """The beams of B prompts: B * beams rows, those of one prompt side by side."""
 
     def __init__(self, prompt: Tensor, beams: int, limit: int, penalty: float, stop_tokens: frozenset[int]) -> None:
-        self.batch, self.beams, self.limit, self.penalty, self.stops = (
-            prompt.shape[0],
-            beams,
-            limit,
-            penalty,
-            stop_tokens,
-        )
+        self.batch, self.beams, self.limit, self.penalty = prompt.shape[0], beams, limit, penalty
+        self.stops = torch.tensor(sorted(stop_tokens), dtype=torch.int64, device=prompt.device)
         self.tokens = prompt.new_empty((self.batch * beams, 0), dtype=torch.int64)
         # All beams start alike: but for the first, none takes part in the first step.
         self.log_probability = torch.full((self.batch, beams), -torch.inf, device=prompt.device)
         self.log_probability[:, 0] = 0.0
-        self.finished: list[list[_Hypothesis]] = [[] for _ in range(self.batch)]
+        self.finished = [_Hypothesis(-math.inf, [], -math.inf) for _ in range(self.batch)]
 
     def rows_of_start(self) -> Tensor:
         return torch.arange(self.batch, device=self.tokens.device).repeat_interleave(self.beams)
@@ -91,12 +87,12 @@ class _Search:
         vocabulary = logits.shape[-1]
         scores = self.log_probability[..., None] + logits.float().log_softmax(-1).unflatten(0, (self.batch, self.beams))
         # So many that as many as there are beams go on, however many end here.
-        count = min(self.beams * (1 + len(self.stops)), scores[0].numel())
+        count = min(self.beams * (1 + self.stops.numel()), scores[0].numel())
         best, places = scores.flatten(1).topk(count, dim=-1)
         parents, tokens = places // vocabulary, places % vocabulary
-        ends = torch.isin(tokens, torch.tensor(sorted(self.stops), dtype=torch.int64, device=tokens.device))
-        if self.stops:
-            self._finish(best, parents, tokens, ends)
+        ends = torch.isin(tokens, self.stops)
+        if self.stops.numel() > 0:
+            self._finish(best.masked_fill(~ends, -torch.inf), parents, tokens)
         # Those that go on, in the order of their scores; where too few do, the rest can never win.
         alive = torch.where(ends, -torch.inf, best)
         if count < self.beams:
@@ -109,15 +105,12 @@ class _Search:
         return rows
 
     def is_over(self) -> bool:
-        """Whether for every prompt as many have ended as there are beams, and nothing alive can pass them."""
-        if not self.stops:
+        """Whether for every prompt nothing alive can pass what has ended."""
+        if self.stops.numel() == 0:
             return False
-        # A score can only fall, but for the penalty, which is largest at the limit.
+        # A sum of logarithms can only fall; its penalty is largest at the limit.
         bounds = (self.log_probability[:, 0] / self._penalty(self.limit)).tolist()
-        for bound, finished in zip(bounds, self.finished, strict=True):
-            if bound > -torch.inf and (len(finished) < self.beams or finished[-1].score < bound):
-                return False
-        return True
+        return all(finished.score >= bound for bound, finished in zip(bounds, self.finished, strict=True))
 
     def best(self, pad_token: int) -> Generated:
         chosen, length = [], self.tokens.shape[1]
@@ -128,7 +121,7 @@ class _Search:
                 self.tokens[index * self.beams].tolist(),
                 log_probability,
             )
-            chosen.append(max([alive, *self.finished[index]], key=lambda hypothesis: hypothesis.score))
+            chosen.append(max(alive, self.finished[index], key=lambda hypothesis: hypothesis.score))
         longest = max(len(hypothesis.tokens) for hypothesis in chosen)
         device = self.tokens.device
         padded = [hypothesis.tokens + [pad_token] * (longest - len(hypothesis.tokens)) for hypothesis in chosen]
@@ -138,17 +131,15 @@ class _Search:
             torch.tensor([hypothesis.log_probability for hypothesis in chosen], device=device),
         )
 
-    def _finish(self, best: Tensor, parents: Tensor, tokens: Tensor, ends: Tensor) -> None:
-        """Take down the candidates that end; per prompt only the best, as many as there are beams."""
+    def _finish(self, ended: Tensor, parents: Tensor, tokens: Tensor) -> None:
+        """Keep the best of the candidates that end here, of log-probabilities ``ended``, if none was better."""
         penalty = self._penalty(self.tokens.shape[1] + 1)
-        for index, place in ends.nonzero().tolist():
-            log_probability = best[index, place].item()
-            if log_probability == -torch.inf:
-                continue
-            history = self.tokens[index * self.beams + int(parents[index, place])].tolist()
-            hypothesis = _Hypothesis(log_probability / penalty, [*history, int(tokens[index, place])], log_probability)
-            kept = sorted([*self.finished[index], hypothesis], key=lambda other: -other.score)
-            self.finished[index] = kept[: self.beams]
+        values, places = ended.max(-1)
+        for index, (log_probability, place) in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+            if log_probability / penalty > self.finished[index].score:
+                history = self.tokens[index * self.beams + int(parents[index, place])].tolist()
+                whole = [*history, int(tokens[index, place])]
+                self.finished[index] = _Hypothesis(log_probability / penalty, whole, log_probability)
 
     def _penalty(self, length: int) -> float:
         return ((5.0 + length) / 6.0) ** self.penalty

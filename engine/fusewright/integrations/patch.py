@@ -70,8 +70,9 @@ def patch(model: nn.Module) -> Report:
     """
     _check(model)
     report, before = Report(), 0
-    for name, module in model.named_modules():
-        kind, choice = type(module), choose(module)
+    # Chosen before any is changed: what a layer becomes depends on what its parts are.
+    for name, module, choice in [(name, module, choose(module)) for name, module in model.named_modules()]:
+        kind = type(module)
         if isinstance(choice, Swap):
             _change_class(module, choice)
             new = type(module)

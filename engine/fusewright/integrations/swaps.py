@@ -138,17 +138,31 @@ def _rms_norm(module: nn.Module) -> Swap | Kept:
     if len(parameters) != 2 or len(required) != 2:
         return Kept("its forward takes more than the tensor")
     assert weight is not None and epsilon is not None
+    try:
+        zero_centered = _is_zero_centered(module, weight.shape[0], epsilon)
+    except Exception as error:  # it is anybody's code, and any of it may need what the probe has not
+        return Kept(f"its forward raises {type(error).__name__} for float32 rows on the CPU: {error}")
+    if zero_centered is None:
+        return Kept("computes another function than x / sqrt(mean(x^2) + eps) * weight")
+    return Swap(LlamaStyleRMSNorm, {"zero_centered_weight": zero_centered})
+
+
+@torch.no_grad()
+def _is_zero_centered(module: nn.Module, width: int, epsilon: float) -> bool | None:
+    """Whether the normalised rows are multiplied by 1 + weight, or by weight; None if by neither."""
     generator = torch.Generator().manual_seed(0)
-    width = weight.shape[0]
     # Rows of ordinary size, and rows so small that the epsilon counts.
-    rows = torch.randn(4, width, generator=generator) * torch.tensor([[1.0], [3.0], [epsilon**0.5], [epsilon**0.5]])
+    sizes = torch.tensor([[1.0], [3.0], [epsilon**0.5], [epsilon**0.5]], device="cpu")
+    rows = torch.randn(4, width, generator=generator, device="cpu") * sizes
+    scale = torch.randn(width, generator=generator, device="cpu")
     probe = object.__new__(type(module))
-    probe.__dict__.update(module.__dict__, training=False)
-    scale = torch.randn(width, generator=generator)
-    probe.__dict__["_parameters"] = {"weight": nn.Parameter(scale, requires_grad=False)}
+    probe.__dict__.update(module.__dict__, _parameters={"weight": nn.Parameter(scale, requires_grad=False)})
     result = type(module).forward(probe, rows)
+    if not isinstance(result, Tensor) or result.shape != rows.shape or result.dtype is not rows.dtype:
+        return None
     normalized = rows * torch.rsqrt(rows.square().mean(-1, keepdim=True) + epsilon)
     for zero_centered in (False, True):
-        if torch.allclose(result, normalized * (scale + 1.0 if zero_centered else scale), rtol=1e-4, atol=1e-5):
-            return Swap(LlamaStyleRMSNorm, {"zero_centered_weight": zero_centered})
-    return Kept("computes another function than x / sqrt(mean(x^2) + eps) * weight")
+        expected = normalized * (scale + 1.0 if zero_centered else scale)
+        if torch.allclose(result, expected, rtol=1e-4, atol=1e-5):
+            return zero_centered
+    return None

@@ -1,5 +1,6 @@
 """A language model for long texts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.models.initialization import init_normal
+from fusewright.models.state import TextState
 from fusewright.nn import AxialPositionalEmbedding, LayerNorm, ReformerLayer, ReversibleSequence
 
 
@@ -45,6 +47,7 @@ class Reformer(nn.Module):
     ) -> None:
         super().__init__()
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.max_positions: int | None = math.prod(axial_shape)
         self.tokens = nn.Embedding(vocabulary, width, **placed)
         self.positions = AxialPositionalEmbedding(axial_shape, axial_dims, **placed)
         self.blocks = ReversibleSequence(
@@ -67,9 +70,29 @@ class Reformer(nn.Module):
         """What stands before the output projection, (B, T, 2E)."""
         return self.norm(self.blocks(self.positions(self.tokens(tokens)), key_padding_mask))
 
-    def forward(self, tokens: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """``key_padding_mask``: (B, T) bool, True for padding."""
-        return self.head(self.hidden(tokens, key_padding_mask))
+    def forward(
+        self,
+        tokens: Tensor,
+        key_padding_mask: Tensor | None = None,
+        *,
+        state: TextState | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            key_padding_mask: (B, T) bool, True for padding.
+            state, lengths: see :class:`fusewright.generation.DecodingModel`. Buckets of a longer text are others, so
+                that it is read as a whole at every step.
+        """
+        if state is None:
+            return self.head(self.hidden(tokens, key_padding_mask))
+        places = state.append(tokens, lengths)
+        # Padding lies behind, where causal attention does not look.
+        hidden = self.hidden(state.tokens[:, : int(places.max()) + 1])
+        return self.head(hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])))
+
+    def make_state(self, batch_size: int, capacity: int) -> TextState:
+        return TextState(batch_size, capacity, self.tokens.weight.device)
 
     def loss(self, tokens: Tensor, targets: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of ``targets`` (B, T), -100 for none, without the logits of all positions at once."""

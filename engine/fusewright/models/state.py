@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fusewright.nn import KeyValueCache, RollingKeyValueCache
+from fusewright_kernels.checks import value_error
 
 
 class CachedState:
@@ -67,6 +68,33 @@ class RecurrentState:
         self.states = tuple(state[:, rows] for state in self.states)
         self.memory = self.memory[rows]
         self.memory_padding = None if self.memory_padding is None else self.memory_padding[rows]
+
+
+class TextState:
+    """The tokens so far, for a model that keeps nothing else and reads them all again.
+
+    Attributes:
+        tokens: (B, capacity) int64, what lies behind a sequence is padding.
+        lengths: (B,) int64.
+    """
+
+    longest_step: int | None = None
+
+    def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
+        self.tokens = torch.zeros(batch_size, capacity, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+
+    def append(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """Add the first ``lengths[b]`` of ``tokens`` (B, T), all by default; returns their places (B, T)."""
+        places = positions_of(tokens, self.lengths)
+        if int(places.max()) >= self.tokens.shape[1]:
+            raise value_error("the text's length", int(places.max()) + 1, f"at most {self.tokens.shape[1]}")
+        self.tokens.scatter_(1, places, tokens.long())
+        self.lengths = self.lengths + (tokens.shape[1] if lengths is None else lengths)
+        return places
+
+    def select(self, rows: Tensor) -> None:
+        self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
 
 
 def positions_of(tokens: Tensor, first: Tensor | int) -> Tensor:

@@ -168,7 +168,7 @@ class TransformerEncoderLayer(_Layer, nn.TransformerEncoderLayer):
         if self.norm_first:
             attended = self._attend_self(self.norm1(src), src_mask, src_key_padding_mask, is_causal, cache)
             normalized, stream = add_norm(attended, src, self.dropout1, self.norm2)
-            return stream + self.dropout2(self._feed_forward(normalized))
+            return add(self._feed_forward(normalized), stream, self.dropout2)
         attended = self._attend_self(src, src_mask, src_key_padding_mask, is_causal, cache)
         normalized, _ = add_norm(attended, src, self.dropout1, self.norm1)
         return add_norm(self._feed_forward(normalized), normalized, self.dropout2, self.norm2)[0]
@@ -237,10 +237,17 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
         if self.norm_first:
             normalized, stream = add_norm(attended, tgt, self.dropout1, self.norm2)
             normalized, stream = add_norm(attend_memory(normalized), stream, self.dropout2, self.norm3)
-            return stream + self.dropout3(self._feed_forward(normalized))
+            return add(self._feed_forward(normalized), stream, self.dropout3)
         normalized, _ = add_norm(attended, tgt, self.dropout1, self.norm1)
         normalized, _ = add_norm(attend_memory(normalized), normalized, self.dropout2, self.norm2)
         return add_norm(self._feed_forward(normalized), normalized, self.dropout3, self.norm3)[0]
+
+
+def add(output: Tensor, residual: Tensor, dropout: Any) -> Tensor:
+    """``residual + dropout(output)``, in one pass and without a mask in memory if the module is what it seems."""
+    if _is_plain(dropout, nn.Dropout) and dropout.training and dropout.p > 0.0 and output.dtype is residual.dtype:
+        return functional.dropout_add(output, residual, dropout.p)
+    return residual + dropout(output)
 
 
 def add_norm(output: Tensor, residual: Tensor, dropout: Any, norm: Any) -> tuple[Tensor, Tensor]:
@@ -248,8 +255,7 @@ def add_norm(output: Tensor, residual: Tensor, dropout: Any, norm: Any) -> tuple
 
     Under autocast the two may differ in dtype; the sum and its norm then keep the wider one, as in torch.
     """
-    plain = type(norm) is LayerNorm and type(dropout) is nn.Dropout and not (_has_hooks(dropout) or _has_hooks(norm))
-    if plain and output.dtype is residual.dtype:
+    if output.dtype is residual.dtype and _is_plain(norm, LayerNorm) and _is_plain(dropout, nn.Dropout):
         return functional.add_layer_norm(
             output, residual, norm.normalized_shape, norm.weight, norm.bias, norm.eps,
             dropout_p=dropout.p if dropout.training else 0.0, zero_centered_weight=norm.zero_centered_weight,
@@ -258,9 +264,9 @@ def add_norm(output: Tensor, residual: Tensor, dropout: Any, norm: Any) -> tuple
     return norm(stream), stream
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether anybody wants to see the module called, which a fused pass does not do."""
-    return bool(
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether ``module`` is just of that kind, and nobody wants to see it called, which a fused pass does not do."""
+    return type(module) is kind and not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
