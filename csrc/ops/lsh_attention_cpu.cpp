@@ -92,7 +92,7 @@ Tensor lsh_hash(Tensor vectors, std::vector<Tensor> rotations, optional<Tensor> 
   return buckets;
 }
 
-Tensor lsh_sort(Tensor buckets) {
+Tensor lsh_sort(Tensor buckets, int64_t n_buckets) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t length = buckets.size(3), rows = buckets.size(0) * buckets.size(1) * buckets.size(2);
   const int64_t sizes[4] = {buckets.size(0), buckets.size(1), buckets.size(2), length};
@@ -100,8 +100,9 @@ Tensor lsh_sort(Tensor buckets) {
   Tensor order = empty(sizes, 4, ScalarType::Int, buckets);
   const int64_t* const source = static_cast<const int64_t*>(unit.data_ptr());
   int32_t* const target = static_cast<int32_t*>(order.data_ptr());
-  const int64_t* const smallest = std::min_element(source, source + rows * length);
-  STD_TORCH_CHECK(rows * length == 0 || *smallest >= 0, "buckets hold ", *smallest, ", expected no negative number");
+  const auto [smallest, largest] = std::minmax_element(source, source + rows * length);
+  STD_TORCH_CHECK(rows * length == 0 || (*smallest >= 0 && *largest < n_buckets), "buckets are from ", *smallest,
+                  " to ", *largest, ", expected from 0 to ", n_buckets - 1);
   const double work = 20.0 * static_cast<double>(rows) * static_cast<double>(length);
   for_each_task(rows, work, length * static_cast<int64_t>(sizeof(int32_t)), [&](int64_t row, void* scratch) {
     kernels.lsh_sort(source + row * length, length, target + row * length, static_cast<int32_t*>(scratch));

@@ -44,6 +44,11 @@ def keep_threshold(dropout_p: float) -> int:
     return round(dropout_p * 2**32)
 
 
+def keep_scale(dropout_p: float) -> float:
+    """What the elements kept are multiplied by."""
+    return 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
+
+
 def keep_mask(seed: Tensor, rows: int, columns: int, dropout_p: float) -> Tensor:
     """Dropout's keep mask of shape (rows, columns), bool."""
     blocks_per_row = -(-columns // 4)

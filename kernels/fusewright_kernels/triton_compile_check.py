@@ -23,11 +23,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fusewright_kernels import triton_compilation
 from fusewright_kernels.activation import tiles as activation_tiles
 from fusewright_kernels.cross_entropy import tiles as cross_entropy_tiles
 from fusewright_kernels.normalization import tiles as norm_tiles
 from fusewright_kernels.rotary import tiles as rotary_tiles
 from fusewright_kernels.softmax import tiles as softmax_tiles
+from fusewright_kernels.triton_compilation import Compilation
 from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile, element_wise_tile
 
 ARCHITECTURES = (80, 90)
@@ -56,18 +58,6 @@ class Usage(NamedTuple):
     local: int
     shared: int  # bytes that a launch asks for
     warp_groups: bool  # whether warp-group matrix instructions occur
-
-
-class Compilation(NamedTuple):
-    """A kernel for one architecture; ``description`` is for the report."""
-
-    kernel_name: str
-    description: str
-    source: Any
-    architecture: int
-    options: dict[str, Any]
-    shared_limit: int | None = None
-    wants_warp_groups: bool = False
 
 
 _FLOAT32_POINTERS = (
@@ -173,8 +163,6 @@ def _in_every_form(kernel: Any, tile: Tile, layout: str, flags: dict[str, bool])
 
 def source_of(case: Case) -> Any:
     """The kernel with its arguments typed and specialised as a launch would."""
-    from triton.compiler import ASTSource
-
     constants: dict[str, Any] = {
         "BLOCK_M": case.tile.block_m,
         "BLOCK_N": case.tile.block_n,
@@ -184,20 +172,18 @@ def source_of(case: Case) -> Any:
         **case.flags,
         **dict.fromkeys(case.absent),
     }
-    signature: dict[str, str] = {}
-    constexprs: dict[str, Any] = {}
-    divisible_by_16 = {}
-    for position, name in enumerate(case.kernel.arg_names):
-        unit_stride = case.layout == CONTIGUOUS and (name.endswith("_n") or name in ("stride_weight", "stride_bias"))
-        if name in constants or unit_stride:
-            signature[name] = "constexpr"
-            constexprs[name] = constants.get(name, 1)
-            continue
-        signature[name] = _argument_type(name, case.dtype)
-        row_stride = name.startswith("stride_") and not unit_stride and case.layout == CONTIGUOUS
-        if signature[name].startswith("*") or name == "N" or row_stride:
-            divisible_by_16[(position,)] = [["tt.divisibility", 16]]
-    return ASTSource(case.kernel, signature, constexprs, divisible_by_16)
+    contiguous = case.layout == CONTIGUOUS
+    unit_strides = [name for name in case.kernel.arg_names if contiguous and _is_unit_stride(name)]
+    return triton_compilation.source_of(
+        case.kernel,
+        {**dict.fromkeys(unit_strides, 1), **constants},
+        lambda name: _argument_type(name, case.dtype),
+        lambda name: name == "N" or (contiguous and name.startswith("stride_")),
+    )
+
+
+def _is_unit_stride(name: str) -> bool:
+    return name.startswith("stride_") and (name.endswith("_n") or name in ("stride_weight", "stride_bias"))
 
 
 def _argument_type(name: str, dtype: str) -> str:
@@ -212,16 +198,12 @@ def _argument_type(name: str, dtype: str) -> str:
 
 def compilations() -> Iterator[Compilation]:
     from fusewright_kernels.attention import compile_cases as attention
-    from fusewright_kernels.attention import tiles as attention_tiles
+    from fusewright_kernels.lsh_attention import compile_cases as lsh_attention
 
+    # The slow ones first, so that at the end no process waits long for another.
     for architecture in ARCHITECTURES:
-        limit = attention_tiles.SHARED_MEMORY[architecture]
-        # The slow ones first, so that at the end no process waits long for another.
-        for attention_case in attention.cases(architecture):
-            yield Compilation(
-                attention_case.kernel.__name__, attention_case.description, attention_case.source(), architecture,
-                attention_case.options, limit, attention_case.wants_warp_groups,
-            )  # fmt: skip
+        for op in (attention, lsh_attention):
+            yield from op.compilations(architecture)
     for architecture in ARCHITECTURES:
         for case in cases():
             name, options = case.kernel.__name__, {"num_warps": case.tile.num_warps}

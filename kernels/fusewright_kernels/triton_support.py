@@ -43,15 +43,15 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def refuse_row_wise(call: Call) -> str | None:
-    """Why the row-wise kernels cannot serve ``call``, or None; they take any rank and any strides."""
+def refuse(call: Call) -> str | None:
+    """Why the kernels cannot serve ``call``, or None; they take any rank, any strides, and bool masks."""
     reason = unavailable_reason()
     if reason is not None:
         return reason
     if call.device_type != "cuda" and not (INTERPRETED and call.device_type == "cpu"):
         return f"Triton kernels run on CUDA tensors, not on {call.device_type}"
     for dtype in call.dtypes:
-        if dtype not in DTYPES:
+        if dtype.is_floating_point and dtype not in DTYPES:
             return f"the Triton kernels have no {dtype}"
     return None
 
@@ -76,3 +76,8 @@ def element_wise_tile(columns: int) -> Tile:
     """
     block_n = min(max(next_power_of_2(columns), 16), 1024)
     return Tile(2048 // block_n, block_n, 4, whole_rows=columns <= block_n)
+
+
+def strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
+    """Arguments ``stride_<name>_<axis>`` of a kernel, one for each letter of ``axes``."""
+    return {f"stride_{name}_{axis}": tensor.stride(dim) for dim, axis in enumerate(axes)}

@@ -17,6 +17,7 @@ from fusewright.functional.cross_entropy import linear_cross_entropy as linear_c
 from fusewright.functional.dropout_add import dropout_add as dropout_add
 from fusewright.functional.linear_attention import linear_attention as linear_attention
 from fusewright.functional.lsh_attention import lsh_attention as lsh_attention
+from fusewright.functional.lsh_attention import lsh_decode_attention as lsh_decode_attention
 from fusewright.functional.lsh_attention import lsh_hash as lsh_hash
 from fusewright.functional.normalization import add_layer_norm as add_layer_norm
 from fusewright.functional.normalization import add_rms_norm as add_rms_norm

@@ -89,3 +89,41 @@ def lsh_attention(
         query_key, value, n_hashes, chunk_length, n_buckets, chunks_before, chunks_after, is_causal, key_padding_mask,
         rotations, buckets, seed, scale, attend_across_buckets, allow_duplicates, dropout_p, return_lse, backend,
     )  # fmt: skip
+
+
+def lsh_decode_attention(
+    query_key: Tensor,
+    value: Tensor,
+    buckets: Tensor,
+    *,
+    chunk_length: int = 64,
+    chunks_before: int = 1,
+    chunks_after: int = 0,
+    key_padding_mask: Tensor | None = None,
+    scale: float = 1.0,
+    attend_across_buckets: bool = True,
+    allow_duplicates: bool = True,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The last row of :func:`lsh_attention` on the same buckets: a new position among all that came before.
+
+    Buckets of all positions are sorted, in time that grows with T; of vectors and values only the rows that the new
+    position meets are read, at most R chunks' windows.
+
+    Args:
+        query_key: (B, H, T, D), float32, bfloat16, float16 or float64, T >= 1; the new position is the last.
+        value: (B, H, T, DV), likewise.
+        buckets: (B, H, R, T), int64, of :func:`lsh_hash`.
+        chunk_length, chunks_before, chunks_after, key_padding_mask, scale, attend_across_buckets, allow_duplicates,
+            return_lse: as in :func:`lsh_attention`.
+
+    Returns:
+        (B, H, 1, DV), of value's dtype; with ``return_lse`` the log-sum-exp (B, H, 1) beside it.
+
+    Source: Kitaev, Kaiser, Levskaya, "Reformer: the efficient transformer", 2020.
+    """
+    return _lsh_attention.lsh_decode_attention(
+        query_key, value, buckets, chunk_length, chunks_before, chunks_after, key_padding_mask, scale,
+        attend_across_buckets, allow_duplicates, return_lse, backend,
+    )  # fmt: skip

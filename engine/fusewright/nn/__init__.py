@@ -5,6 +5,7 @@ from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
 from fusewright.nn.loss import CrossEntropyLoss
 from fusewright.nn.lsh_attention import LSHSelfAttention
+from fusewright.nn.lsh_cache import LSHCache
 from fusewright.nn.normalization import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 from fusewright.nn.paged_kv_cache import PagedKeyValueCache
 from fusewright.nn.positional import (
@@ -36,6 +37,7 @@ __all__ = [
     "CrossEntropyLoss",
     "GRUCell",
     "KeyValueCache",
+    "LSHCache",
     "LSHSelfAttention",
     "LSTMCell",
     "LayerNorm",

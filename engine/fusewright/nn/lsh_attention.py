@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.nn.checks import self_attention_inputs
-from fusewright_kernels.checks import probability, value_error
+from fusewright.nn.lsh_cache import LSHCache
+from fusewright_kernels.checks import probability, type_error, value_error
 
 
 class LSHSelfAttention(nn.Module):
@@ -76,6 +77,7 @@ class LSHSelfAttention(nn.Module):
         n_hashes: int | None = None,
         buckets: Tensor | None = None,
         seed: int | Tensor | None = None,
+        cache: LSHCache | None = None,
     ) -> Tensor:
         """
         Args:
@@ -83,12 +85,17 @@ class LSHSelfAttention(nn.Module):
             key_padding_mask: (B, T), bool, True for padding.
             n_hashes: rounds of this call instead of the module's: more of them come closer to full attention.
             buckets, seed: as in the functional.
+            cache: the positions before these, of :meth:`make_cache`; these are appended. Into an empty cache they go
+                by one full call, behind others each by its own: row t is that of a full call on what came up to t.
         """
         self_attention_inputs(hidden, self.embed_dim, key_padding_mask=key_padding_mask)
         query_key, value = (
             projection(hidden).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for projection in (self.query_key_proj, self.value_proj)
         )
+        if cache is not None:
+            self._check_cache(cache, key_padding_mask=key_padding_mask, n_hashes=n_hashes, buckets=buckets, seed=seed)
+            return self._project(self._decode(cache, query_key, value))
         attended = functional.lsh_attention(
             query_key,
             value,
@@ -101,7 +108,46 @@ class LSHSelfAttention(nn.Module):
             **self._options,  # type: ignore[arg-type]
         )
         assert isinstance(attended, Tensor)
+        return self._project(attended)
+
+    def _project(self, attended: Tensor) -> Tensor:
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def make_cache(self, batch_size: int, capacity: int, seed: int | Tensor | None = None) -> LSHCache:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` positions, on the parameters' device."""
+        n_buckets: Any = self._options["n_buckets"]
+        weight = self.value_proj.weight
+        return LSHCache(
+            batch_size, self.num_heads, capacity, self.head_dim, n_hashes=self.n_hashes, n_buckets=n_buckets,
+            chunk_length=self.chunk_length, seed=seed, device=weight.device, dtype=weight.dtype,
+        )  # fmt: skip
+
+    def _check_cache(self, cache: object, **others: object) -> None:
+        if not isinstance(cache, LSHCache):
+            raise type_error("cache", f"a {type(cache).__name__}", "an LSHCache or None")
+        if not self._options["is_causal"]:
+            raise value_error("is_causal", False, "True where a cache is given")
+        for name, argument in others.items():
+            if argument is not None:
+                raise value_error(name, "given", "None where a cache is given")
+
+    def _decode(self, cache: LSHCache, query_key: Tensor, value: Tensor) -> Tensor:
+        names = ("chunks_before", "chunks_after", "scale", "attend_across_buckets", "allow_duplicates")
+        options: dict[str, Any] = {name: self._options[name] for name in names}
+        options["chunk_length"] = self.chunk_length
+        if cache.length == 0:
+            cache.append(query_key, value)
+            vectors, values, buckets = cache.filled()
+            attended = functional.lsh_attention(vectors, values, buckets=buckets, is_causal=True, **options)
+            assert isinstance(attended, Tensor)
+            return attended
+        rows = []
+        for new_vector, new_value in zip(query_key.split(1, 2), value.split(1, 2), strict=True):
+            cache.append(new_vector, new_value)
+            row = functional.lsh_decode_attention(*cache.filled(), **options)
+            assert isinstance(row, Tensor)
+            rows.append(row)
+        return torch.cat(rows, dim=2)
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, {self.num_heads}, n_hashes={self.n_hashes}, dropout={self.dropout}"

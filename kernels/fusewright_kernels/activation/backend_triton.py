@@ -12,9 +12,8 @@ from fusewright_kernels import library
 from fusewright_kernels.activation import tiles
 from fusewright_kernels.activation.reference import halves
 from fusewright_kernels.element_wise import launch_element_wise
-from fusewright_kernels.triton_support import INTERPRETED, ceil_div, element_wise_tile, refuse_row_wise
-
-refuse = refuse_row_wise
+from fusewright_kernels.triton_support import INTERPRETED, ceil_div, element_wise_tile
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def swiglu_forward(gate: Tensor, up: Tensor | None) -> Tensor:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, philox
-from fusewright_kernels.attention import additive_reference, backend_native, checks, shapes
+from fusewright_kernels.attention import additive_reference, backend_native, backend_triton_additive, checks, shapes
 from fusewright_kernels.attention.backend_reference import log_sum_exp
 from fusewright_kernels.checks import floating_tensor, probability, same_device, value_error
 from fusewright_kernels.checks import seed as check_seed
 
 additive_reference.attach()
-dispatch.register("additive_attention", {"cpu": backend_native.refuse_cpu})
+dispatch.register("additive_attention", {"triton": backend_triton_additive.refuse, "cpu": backend_native.refuse_cpu})
 
 # Tensor arguments of the op; behind them come the numbers, then the backend.
 _TENSORS = 6

@@ -15,10 +15,10 @@ from torch import Tensor
 from fusewright_kernels import library, philox
 from fusewright_kernels.attention import tiles
 from fusewright_kernels.attention.tile_lists import lists_of, tiles_in_window, visited_tiles
-from fusewright_kernels.attention.tiles import Tile
-from fusewright_kernels.attention.triton_launch import alibi_strides, architecture_of, launch_options, limit, strides
-from fusewright_kernels.attention.triton_launch import refuse as refuse
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on
+from fusewright_kernels.attention.triton_launch import alibi_strides, limit, row_numbers
+from fusewright_kernels.matrix_tiles import Tile, architecture_of, launch_options
+from fusewright_kernels.triton_support import INTERPRETED, ceil_div, launching_on, strides
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Problem:
             "scale": self.scale / self.softcap if self.softcap > 0.0 else self.scale * self.unit,
             "softcap": self.softcap * self.unit,
             "keep_threshold": philox.keep_threshold(self.dropout_p),
-            "keep_scale": _keep_scale(self.dropout_p) if self.has_dropout else 1.0,
+            "keep_scale": philox.keep_scale(self.dropout_p) if self.has_dropout else 1.0,
             "SOFTCAP": self.softcap > 0.0,
             "BOTTOM_RIGHT": self.bottom_right,
         }
@@ -160,10 +160,6 @@ class _Problem:
         }
 
 
-def _keep_scale(dropout_p: float) -> float:
-    return 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
-
-
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     problem = _Problem(query, key, value, *arguments)
     batch, heads, length, _ = query.shape
@@ -213,7 +209,7 @@ def attention_backward(
         return tuple(gradient.zero_() for gradient in gradients)
     grad_output = grad_output if grad_output.stride(3) == 1 else grad_output.contiguous()
     with launching_on(query):
-        rows = _row_numbers(problem, grad_output, grad_lse, output, statistics)
+        rows = row_numbers(grad_output, grad_lse, output, statistics, natural=problem.additive)
         shared = {
             **problem.operands(),
             "p_rows": rows,
@@ -234,39 +230,6 @@ def attention_backward(
 
 def _empty_gradient(input: Tensor, in_layout: bool) -> Tensor:
     return library.in_layout_of(input, input.shape) if in_layout else input.new_empty(input.shape)
-
-
-def _row_numbers(
-    problem: _Problem, grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, statistics: Tensor
-) -> Tensor:
-    """float32 (3, B, H, T): the logits' reference in the kernels' unit, 1 / sum, delta."""
-    from fusewright_kernels.attention import triton_kernels_backward as kernels
-
-    _, heads, length, width = output.shape
-    rows = statistics.new_empty((3, *statistics.shape[1:]))
-    output = output if output.stride(3) == 1 else output.contiguous()
-    n_rows = rows[0].numel()
-    kernels.attention_backward_rows_kernel[(ceil_div(n_rows, tiles.ROWS.block_m),)](
-        p_grad_output=grad_output,
-        p_output=output,
-        p_statistics=statistics.contiguous(),
-        p_grad_lse=grad_lse,
-        p_rows=rows,
-        H=heads,
-        T=length,
-        n_rows=n_rows,
-        **strides("grad", grad_output, "bht"),
-        **strides("output", output, "bht"),
-        **(dict.fromkeys(("stride_lse_b", "stride_lse_h", "stride_lse_t"), 0) if grad_lse is None
-           else strides("lse", grad_lse, "bht")),
-        DV=width,
-        ADDITIVE=problem.additive,
-        BLOCK_M=tiles.ROWS.block_m,
-        BLOCK_DV=tiles.ROWS.block_dv,
-        num_warps=tiles.ROWS.num_warps,
-        **LAUNCH_OPTIONS,
-    )  # fmt: skip
-    return rows
 
 
 def _launch_key(problem: _Problem, shared: dict[str, Any], grad_key: Tensor | None, grad_value: Tensor | None) -> None:

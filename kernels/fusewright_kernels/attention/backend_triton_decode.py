@@ -8,15 +8,10 @@ from torch import Tensor
 
 from fusewright_kernels import library
 from fusewright_kernels.attention import tiles
-from fusewright_kernels.attention.triton_launch import (
-    alibi_strides,
-    architecture_of,
-    launch_options,
-    limit,
-    strides,
-)
-from fusewright_kernels.attention.triton_launch import refuse as refuse
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on
+from fusewright_kernels.attention.triton_launch import alibi_strides, limit
+from fusewright_kernels.matrix_tiles import architecture_of, launch_options
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on, strides
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def attention_decode(

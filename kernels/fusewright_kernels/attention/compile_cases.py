@@ -6,14 +6,14 @@ Imports only where Triton is installed.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from triton.compiler import ASTSource
-
 from fusewright_kernels.attention import tiles
+from fusewright_kernels.attention import triton_kernels_additive as additive
 from fusewright_kernels.attention import triton_kernels_backward as backward
 from fusewright_kernels.attention import triton_kernels_backward_query as backward_query
 from fusewright_kernels.attention import triton_kernels_decode as decode
 from fusewright_kernels.attention import triton_kernels_forward as forward
-from fusewright_kernels.attention.tiles import Tile
+from fusewright_kernels.matrix_tiles import SHARED_MEMORY, Tile, block_sizes, compile_options
+from fusewright_kernels.triton_compilation import Compilation, source_of
 
 # Optional operands, which a launch leaves out by passing None.
 _OPTIONAL = (
@@ -28,6 +28,8 @@ _POINTERS = {
     "p_seed": "*i64",
     "p_cu_seqlens_q": "*i32",
     "p_cu_seqlens_k": "*i32",
+    "p_weight": "*fp32",
+    "p_grad_weight": "*fp32",
     "p_statistics": "*fp32",
     "p_grad_lse": "*fp32",
     "p_rows": "*fp32",
@@ -79,27 +81,19 @@ class Case(NamedTuple):
         """Whether it is one of the cases that must run on Hopper's warp-group matrix instructions."""
         by_pair = any(name in self.features.present for name in _BY_ELEMENT)
         of_tensors = self.architecture == 90 and self.dtype != "fp32" and 64 <= max(self.widths) <= 128
-        return of_tensors and not by_pair and self.kernel is not decode.attention_decode_kernel
+        return of_tensors and not by_pair and self.kernel in [kernel for kernel, _ in _KERNELS]
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"num_warps": self.tile.num_warps, "num_stages": self.tile.num_stages, **tiles.REGISTER_OPTIONS}
-
-    def source(self) -> Any:
-        """The kernel with its arguments typed and specialised as a launch on contiguous tensors would."""
-        constants = self._constants()
-        signature: dict[str, str] = {}
-        constexprs: dict[str, Any] = {}
-        divisible_by_16 = {}
-        for position, name in enumerate(self.kernel.arg_names):
-            if name in constants:
-                signature[name], constexprs[name] = "constexpr", constants[name]
-                continue
-            signature[name] = self._type_of(name)
-            row_stride = name.startswith("stride_") and not name.startswith(("stride_mask", "stride_sinks"))
-            if signature[name].startswith("*") or row_stride:
-                divisible_by_16[(position,)] = [["tt.divisibility", 16]]
-        return ASTSource(self.kernel, signature, constexprs, divisible_by_16)
+    def compilation(self) -> Compilation:
+        source = source_of(
+            self.kernel,
+            self._constants(),
+            self._type_of,
+            lambda name: name.startswith("stride_") and not name.startswith(("stride_mask", "stride_sinks")),
+        )
+        return Compilation(
+            self.kernel.__name__, self.description, source, self.architecture, compile_options(self.tile),
+            SHARED_MEMORY[self.architecture], self.wants_warp_groups,
+        )  # fmt: skip
 
     def _constants(self) -> dict[str, Any]:
         absent = [name for name in _OPTIONAL if name not in self.features.present]
@@ -121,10 +115,7 @@ class Case(NamedTuple):
             "ONE_QUERY": not self.features.uneven,
             "ONE_KEY": False,
             "SPLIT": tiles.SPLIT_LENGTH,
-            "BLOCK_M": self.tile.block_m,
-            "BLOCK_N": self.tile.block_n,
-            "BLOCK_D": self.tile.block_d,
-            "BLOCK_DV": self.tile.block_dv,
+            **block_sizes(self.tile),
         }
 
     def _type_of(self, name: str) -> str:
@@ -159,6 +150,12 @@ _COVERAGE = (
     ("bf16", (16, 16), (LIGHT, EVERYTHING)),
     ("fp16", (128, 128), (PLAIN,)),
 )
+_ADDITIVE_KERNELS = (
+    additive.additive_attention_forward_kernel,
+    additive.additive_attention_backward_query_kernel,
+    additive.additive_attention_backward_key_kernel,
+)
+_ADDITIVE_COVERAGE = (("fp32", (64, 64)), ("fp32", (257, 257)), ("bf16", (16, 16)), ("bf16", (128, 128)))
 _DECODE_COVERAGE = (
     ("fp32", ((16, 16), (64, 64), (128, 128))),
     ("bf16", ((16, 16), (64, 64), (128, 128), (256, 256))),
@@ -169,7 +166,7 @@ def _itemsize(dtype: str) -> int:
     return 4 if dtype == "fp32" else 2
 
 
-def cases(architecture: int) -> Iterator[Case]:
+def _cases(architecture: int) -> Iterator[Case]:
     for dtype, widths, every_features in _COVERAGE:
         for kernel, tile_of in _KERNELS:
             for features in every_features:
@@ -182,6 +179,10 @@ def cases(architecture: int) -> Iterator[Case]:
             yield Case(kernel, tile, architecture, dtype, widths, EVERYTHING)
     grouped = tiles.forward_tile(2, 128, 128, architecture, False)
     yield Case(forward.attention_forward_kernel, grouped, architecture, "bf16", (128, 128), CAUSAL, group=4)
+    for dtype, widths in _ADDITIVE_COVERAGE:
+        for kernel in _ADDITIVE_KERNELS:
+            for features in (PLAIN, EVERYTHING):
+                yield Case(kernel, tiles.additive_tile(*widths), architecture, dtype, widths, features)
     for dtype, every_widths in _DECODE_COVERAGE:
         for widths in every_widths:
             for features, rows in ((PLAIN, 8), (SPLIT, 8), (EVERYTHING, 8), (EVERYTHING, 64)):
@@ -189,3 +190,8 @@ def cases(architecture: int) -> Iterator[Case]:
                 yield Case(decode.attention_decode_kernel, tile, architecture, dtype, widths, features, group=8)
         yield Case(decode.attention_decode_join_kernel, tiles.JOINED, architecture, dtype, widths, EVERYTHING)
         yield Case(backward.attention_backward_rows_kernel, tiles.ROWS, architecture, dtype, widths, EVERYTHING)
+
+
+def compilations(architecture: int) -> Iterator[Compilation]:
+    for case in _cases(architecture):
+        yield case.compilation()

@@ -1,39 +1,7 @@
-"""Tiles of the Triton attention kernels: functions of dtype, widths and architecture alone.
+"""Tiles of the Triton attention kernels; see ``matrix_tiles``."""
 
-They never depend on lengths or batch, so that a row's bits do not depend on what it is computed with. No autotuning:
-a first call would wait seconds for it. The compile check reads the spills and the shared memory of every tile here.
-"""
-
-from typing import NamedTuple
-
-from fusewright_kernels.triton_support import next_power_of_2
-
-# Stated because the assembler otherwise holds some kernels to 128 registers and spills a few.
-REGISTER_OPTIONS = {"maxnreg": 255}
-
-
-class Tile(NamedTuple):
-    """BLOCK_M queries by BLOCK_N keys, and how many columns of their rows a program holds at a time."""
-
-    block_m: int
-    block_n: int
-    block_d: int
-    block_dv: int
-    num_warps: int
-    num_stages: int
-
-
-class Shape(NamedTuple):
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# Architectures with tiles of their own; a GPU takes the newest that is not newer than it. sm_80 stands for every GPU
-# whose programs may have no more than 99 KiB of shared memory, sm_90 for those with 227 KiB.
-ARCHITECTURES = (80, 90)
-SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
+from fusewright_kernels.matrix_tiles import NARROWEST as NARROWEST
+from fusewright_kernels.matrix_tiles import Shape, Shapes, Tile, padded, shape_of
 
 # Widest rows held whole. Wider ones are cut: products are summed over pieces, and each program makes one piece of its
 # result, so that logits are computed once per piece. float32 products are not rounded to TF32 and so run without matrix
@@ -41,7 +9,6 @@ SHARED_MEMORY = {80: 99 * 1024, 90: 227 * 1024}
 # only their sum runs over.
 WIDEST = {2: 256, 4: 64}
 WIDEST_VALUE_OF_QUERY_GRADIENT = {2: 256, 4: 32}
-NARROWEST = 16
 
 # By (architecture, itemsize), then by the wider of D and DV. The second table is for calls with an operand of every
 # pair: a mask or dropout, whose addresses or random words take registers. Each shape is the largest tried without a
@@ -112,7 +79,7 @@ _BACKWARD_QUERY = (
         (80, 4): {64: Shape(32, 32, 8, 1)},
     },
 )
-_Table = tuple[dict[tuple[int, int], dict[int, Shape]], dict[tuple[int, int], dict[int, Shape]]]
+_Table = tuple[Shapes, Shapes]
 
 # Over a cache, for at most 16 rows (queries of the heads that share a key head) and for more.
 _DECODE = (
@@ -134,13 +101,11 @@ SPLIT_LENGTH = 512
 # Splits that the joining program holds at a time, and columns of their sums.
 JOINED = Tile(16, 16, 128, 128, 4, 1)
 
+# Columns of a result that one program of additive attention makes; more would repeat all scores.
+_WIDEST_ADDITIVE = 128
+
 # For what backward needs of each row: a sweep over memory.
 ROWS = Tile(32, 16, 128, 128, 4, 1)
-
-
-def padded(width: int) -> int:
-    """The power of two, no less than a matrix instruction takes, that holds ``width``."""
-    return max(next_power_of_2(max(width, 1)), NARROWEST)
 
 
 def _tile(
@@ -151,10 +116,7 @@ def _tile(
     narrowest = 128 if wider > 128 else wider
     block_d = min(max(padded(d), narrowest), wider)
     block_dv = min(max(padded(dv), narrowest), widest_dv or wider)
-    own = max(known for known in ARCHITECTURES if known <= max(architecture, ARCHITECTURES[0]))
-    table = tables[second]
-    shapes = table.get((own, itemsize)) or table[ARCHITECTURES[0], itemsize]
-    shape = shapes[min(width for width in shapes if width >= max(block_d, block_dv))]
+    shape = shape_of(tables[second], itemsize, max(block_d, block_dv), architecture)
     return Tile(shape.block_m, shape.block_n, block_d, block_dv, shape.num_warps, shape.num_stages)
 
 
@@ -177,3 +139,8 @@ def backward_query_tile(itemsize: int, d: int, dv: int, architecture: int, by_pa
     """For the gradients of query and mask, whose programs own queries."""
     widest_dv = WIDEST_VALUE_OF_QUERY_GRADIENT[itemsize]
     return _tile(_BACKWARD_QUERY, itemsize, d, dv, architecture, by_pair, widest_dv)
+
+
+def additive_tile(d: int, dv: int) -> Tile:
+    """For additive attention, whose work is elementwise: a square of pairs, as many of each as warps cover well."""
+    return Tile(32, 32, min(padded(d), _WIDEST_ADDITIVE), min(padded(dv), _WIDEST_ADDITIVE), 4, 1)

@@ -17,7 +17,8 @@ installed.
 import triton
 import triton.language as tl
 
-from fusewright_kernels.attention.triton_primitives import (
+from fusewright_kernels.attention.triton_primitives import kept, logits_of, masked_tile, plan_tiles, visible_interval
+from fusewright_kernels.triton_matrix_primitives import (
     CAREFUL_ROWS,
     INFINITY,
     LOG2_E,
@@ -26,12 +27,7 @@ from fusewright_kernels.attention.triton_primitives import (
     dot_visible,
     exponential,
     in_unit,
-    kept,
     load_tile,
-    logits_of,
-    masked_tile,
-    plan_tiles,
-    visible_interval,
 )
 from fusewright_kernels.triton_primitives import to_dtype
 

@@ -14,18 +14,14 @@ from fusewright_kernels.attention.triton_kernels_backward import (
     logit_gradients_of,
     probabilities_of,
 )
-from fusewright_kernels.attention.triton_primitives import (
+from fusewright_kernels.attention.triton_primitives import kept, logits_of, masked_tile, plan_tiles, visible_interval
+from fusewright_kernels.triton_matrix_primitives import (
     CAREFUL_ROWS,
     LOG2_E,
     any_nan,
     dot_rows,
     dot_visible,
-    kept,
     load_tile,
-    logits_of,
-    masked_tile,
-    plan_tiles,
-    visible_interval,
 )
 from fusewright_kernels.triton_primitives import to_dtype
 

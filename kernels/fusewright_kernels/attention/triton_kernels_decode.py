@@ -11,16 +11,14 @@ installed.
 import triton
 import triton.language as tl
 
-from fusewright_kernels.attention.triton_primitives import (
+from fusewright_kernels.attention.triton_primitives import logits_of, masked_tile, plan_tiles
+from fusewright_kernels.triton_matrix_primitives import (
     INFINITY,
     LOG2_E,
     dot_rows,
     dot_visible,
     load_tile,
-    logits_of,
-    masked_tile,
     natural_statistics,
-    plan_tiles,
     soften,
 )
 from fusewright_kernels.triton_primitives import to_dtype

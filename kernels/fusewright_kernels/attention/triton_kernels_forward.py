@@ -9,21 +9,17 @@ Pointers that are None are absent operands, which Triton compiles away. Imports 
 import triton
 import triton.language as tl
 
-from fusewright_kernels.attention.triton_primitives import (
+from fusewright_kernels.attention.triton_primitives import kept, logits_of, masked_tile, plan_tiles, visible_interval
+from fusewright_kernels.triton_matrix_primitives import (
     CAREFUL_ROWS,
     INFINITY,
     LOG2_E,
     any_nan,
     dot_rows,
     dot_visible,
-    kept,
     load_tile,
-    logits_of,
-    masked_tile,
     natural_statistics,
-    plan_tiles,
     soften,
-    visible_interval,
 )
 from fusewright_kernels.triton_primitives import to_dtype
 

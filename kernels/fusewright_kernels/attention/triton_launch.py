@@ -1,48 +1,16 @@
 """What the launchers of the Triton attention kernels share."""
 
-import functools
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from fusewright_kernels.attention import tiles
-from fusewright_kernels.attention.tiles import Tile
-from fusewright_kernels.dispatch import Call
-from fusewright_kernels.triton_support import DTYPES, INTERPRETED, LAUNCH_OPTIONS, unavailable_reason
+from fusewright_kernels.triton_support import LAUNCH_OPTIONS, ceil_div, strides
 
 # Farther than any two positions lie apart, and twice it still fits 32 bits.
 _NO_LIMIT = 2**30
 
 
-def refuse(call: Call) -> str | None:
-    """Why the kernels cannot serve ``call``, or None; they take any widths, lengths and strides, and bool masks."""
-    reason = unavailable_reason()
-    if reason is not None:
-        return reason
-    if call.device_type != "cuda" and not (INTERPRETED and call.device_type == "cpu"):
-        return f"Triton kernels run on CUDA tensors, not on {call.device_type}"
-    for dtype in call.dtypes:
-        if dtype.is_floating_point and dtype not in DTYPES:
-            return f"the Triton kernels have no {dtype}"
-    return None
-
-
-@functools.cache
-def architecture_of(device: torch.device) -> int:
-    """Which column of the tile table ``device`` takes."""
-    if device.type != "cuda":
-        return 80
-    available = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
-    return max((own for own, needed in tiles.SHARED_MEMORY.items() if needed <= available), default=80)
-
-
 def limit(window: int) -> int:
     return _NO_LIMIT if window < 0 else min(window, _NO_LIMIT)
-
-
-def strides(name: str, tensor: Tensor, axes: str) -> dict[str, int]:
-    return {f"stride_{name}_{axis}": tensor.stride(dim) for dim, axis in enumerate(axes)}
 
 
 def alibi_strides(alibi_slopes: Tensor | None, query: Tensor) -> dict[str, int]:
@@ -51,14 +19,34 @@ def alibi_strides(alibi_slopes: Tensor | None, query: Tensor) -> dict[str, int]:
     return strides("alibi", alibi_slopes.expand(query.shape[0], -1), "bh")
 
 
-def launch_options(tile: Tile) -> dict[str, Any]:
-    return {
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_D": tile.block_d,
-        "BLOCK_DV": tile.block_dv,
-        "num_warps": tile.num_warps,
-        "num_stages": tile.num_stages,
-        **tiles.REGISTER_OPTIONS,
+def row_numbers(
+    grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, statistics: Tensor, natural: bool
+) -> Tensor:
+    """float32 (3, B, H, T): the logits' reference in the kernels' unit, 1 / sum, delta."""
+    from fusewright_kernels.attention import triton_kernels_backward as kernels
+
+    _, heads, length, width = output.shape
+    rows = statistics.new_empty((3, *statistics.shape[1:]))
+    output = output if output.stride(3) == 1 else output.contiguous()
+    n_rows = rows[0].numel()
+    kernels.attention_backward_rows_kernel[(ceil_div(n_rows, tiles.ROWS.block_m),)](
+        p_grad_output=grad_output,
+        p_output=output,
+        p_statistics=statistics.contiguous(),
+        p_grad_lse=grad_lse,
+        p_rows=rows,
+        H=heads,
+        T=length,
+        n_rows=n_rows,
+        **strides("grad", grad_output, "bht"),
+        **strides("output", output, "bht"),
+        **(dict.fromkeys(("stride_lse_b", "stride_lse_h", "stride_lse_t"), 0) if grad_lse is None
+           else strides("lse", grad_lse, "bht")),
+        DV=width,
+        ADDITIVE=natural,
+        BLOCK_M=tiles.ROWS.block_m,
+        BLOCK_DV=tiles.ROWS.block_dv,
+        num_warps=tiles.ROWS.num_warps,
         **LAUNCH_OPTIONS,
-    }
+    )  # fmt: skip
+    return rows

@@ -11,9 +11,8 @@ from torch import Tensor
 from fusewright_kernels import library
 from fusewright_kernels.cross_entropy import tiles
 from fusewright_kernels.row_layout import operand_arguments, rows_along
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on, refuse_row_wise
-
-refuse = refuse_row_wise
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def cross_entropy_forward(

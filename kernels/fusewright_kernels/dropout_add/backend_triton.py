@@ -4,9 +4,8 @@ from torch import Tensor
 
 from fusewright_kernels import library, philox
 from fusewright_kernels.element_wise import launch_element_wise
-from fusewright_kernels.triton_support import INTERPRETED, element_wise_tile, refuse_row_wise
-
-refuse = refuse_row_wise
+from fusewright_kernels.triton_support import INTERPRETED, element_wise_tile
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def dropout_add(input: Tensor, residual: Tensor | None, seed: Tensor | None, dropout_p: float) -> Tensor:

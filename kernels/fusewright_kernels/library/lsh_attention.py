@@ -8,6 +8,9 @@ from torch import Tensor
 
 from fusewright_kernels.library.registry import define
 
+# More than any number of buckets: they are 32-bit numbers in the kernels.
+ANY_BUCKETS = 2**31 - 1
+
 # lsh_rotations: standard normal (H, D, R, columns) float32 drawn by a generator of the device that is seeded with
 # `seed` (int64 (1,)). Opaque to a trace, which knows no generators.
 
@@ -30,12 +33,13 @@ def _lsh_hash_fake(vectors: Tensor, rotations: Sequence[Tensor], key_padding_mas
 
 define("lsh_hash", "(Tensor vectors, Tensor[] rotations, Tensor? key_padding_mask) -> Tensor", _lsh_hash_fake)
 
-# lsh_sort: positions in order of (bucket, position): buckets (B, H, R, T) int64, not negative -> (B, H, R, T) int32.
+# lsh_sort: positions in order of (bucket, position): buckets (B, H, R, T) int64, each in [0, n_buckets)
+# -> (B, H, R, T) int32.
 
 define(
     "lsh_sort",
-    "(Tensor buckets) -> Tensor",
-    lambda buckets: buckets.new_empty(buckets.shape, dtype=torch.int32),
+    f"(Tensor buckets, int n_buckets={ANY_BUCKETS}) -> Tensor",
+    lambda buckets, n_buckets=ANY_BUCKETS: buckets.new_empty(buckets.shape, dtype=torch.int32),
 )
 
 # lsh_attention: the sorted positions of each round are cut into chunks of chunk_length <= T, the last one maybe

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels import library, philox
+from fusewright_kernels.library.lsh_attention import ANY_BUCKETS
 from fusewright_kernels.lsh_attention import reference
 
 
@@ -20,7 +21,7 @@ def lsh_hash(vectors: Tensor, rotations: Sequence[Tensor], key_padding_mask: Ten
     return reference.hash_vectors(vectors, rotations, key_padding_mask)
 
 
-def lsh_sort(buckets: Tensor) -> Tensor:
+def lsh_sort(buckets: Tensor, n_buckets: int = ANY_BUCKETS) -> Tensor:
     return reference.sort_positions(buckets)
 
 

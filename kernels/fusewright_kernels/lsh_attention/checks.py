@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 
-# Positions and places are 32-bit numbers in the kernels.
-_LONGEST = 2**31 - 1
+# Positions, places and buckets are 32-bit numbers in the kernels.
+LONGEST = 2**31 - 1
 
 
 def operand(name: str, tensor: object, other_name: str = "", other: Tensor | None = None) -> None:
@@ -18,8 +18,8 @@ def operand(name: str, tensor: object, other_name: str = "", other: Tensor | Non
     assert isinstance(tensor, Tensor)
     if tensor.ndim != 4:
         raise value_error(f"{name}.ndim", tensor.ndim, "4: (B, H, T, D)")
-    if tensor.shape[2] > _LONGEST:
-        raise value_error(f"{name}.shape[2]", tensor.shape[2], f"at most {_LONGEST} positions")
+    if tensor.shape[2] > LONGEST:
+        raise value_error(f"{name}.shape[2]", tensor.shape[2], f"at most {LONGEST} positions")
     if other is None:
         return
     if tensor.dtype is not other.dtype:
@@ -46,8 +46,8 @@ def bucket_factors(n_buckets: int | Sequence[int]) -> tuple[int, ...]:
         integer("n_buckets", factor, 2)
         if factor % 2 != 0:
             raise value_error("n_buckets", n_buckets, "even: half of the buckets are the others' opposites")
-    if math.prod(factors) >= _LONGEST:
-        raise value_error("n_buckets", n_buckets, f"fewer than {_LONGEST} buckets in all")
+    if math.prod(factors) >= LONGEST:
+        raise value_error("n_buckets", n_buckets, f"fewer than {LONGEST} buckets in all")
     return factors
 
 
@@ -64,8 +64,8 @@ def rotations(given: Tensor | Sequence[Tensor], vectors: Tensor, n_hashes: int |
         expected = f"({heads}, {width}, {rounds}, NB / 2)"
         if factor.ndim != 4 or factor.shape[:2] != (heads, width) or factor.shape[2] != rounds or factor.shape[3] < 1:
             raise value_error("rotations.shape", tuple(factor.shape), expected)
-    if math.prod(2 * factor.shape[3] for factor in factors) >= _LONGEST:
-        raise value_error("rotations", "a product of factors", f"fewer than {_LONGEST} buckets in all")
+    if math.prod(2 * factor.shape[3] for factor in factors) >= LONGEST:
+        raise value_error("rotations", "a product of factors", f"fewer than {LONGEST} buckets in all")
     return factors
 
 
@@ -83,8 +83,8 @@ def key_padding_mask(mask: Tensor | None, vectors: Tensor) -> Tensor | None:
     return mask
 
 
-def buckets(given: Tensor, vectors: Tensor, factors: tuple[int, ...] | None) -> None:
-    """``given`` is (B, H, R, T), from 0 to the number of buckets, which is that of padding."""
+def buckets(given: Tensor, vectors: Tensor, most: int) -> None:
+    """``given`` is (B, H, R, T), from 0 to ``most``, the bucket of padding."""
     if not isinstance(given, Tensor):
         raise type_error("buckets", f"a {type(given).__name__}", "a torch.Tensor or None")
     if given.dtype is not torch.int64:
@@ -93,8 +93,7 @@ def buckets(given: Tensor, vectors: Tensor, factors: tuple[int, ...] | None) -> 
     batch, heads, length, _ = vectors.shape
     if given.ndim != 4 or given.shape[:2] != (batch, heads) or given.shape[3] != length or given.shape[2] < 1:
         raise value_error("buckets.shape", tuple(given.shape), f"({batch}, {heads}, R, {length})")
-    most = _LONGEST - 1 if factors is None else math.prod(factors)
-    # Inside vmap no value can be looked at; the sort refuses a negative one.
+    # Inside vmap no value can be looked at; the sort on a CPU refuses one out of range.
     if given.numel() == 0 or torch._C._are_functorch_transforms_active():
         return
     # On a GPU, and in a trace, the values are checked there, without waiting: a breach is a device-side assertion.

@@ -1,5 +1,6 @@
 """LSH attention: checks, hashing and sorting, dispatch, autograd."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,12 +9,12 @@ from torch import Tensor
 from fusewright_kernels import autograd, cpu_kernels, dispatch, library, philox
 from fusewright_kernels.checks import probability, value_error
 from fusewright_kernels.checks import seed as check_seed
-from fusewright_kernels.lsh_attention import backend_reference, checks
+from fusewright_kernels.lsh_attention import backend_reference, backend_triton, checks, decode
 from fusewright_kernels.lsh_attention.function import LshAttention
 from fusewright_kernels.lsh_attention.reference import default_buckets
 
 backend_reference.attach()
-dispatch.register("lsh_attention", {"cpu": cpu_kernels.refuse})
+dispatch.register("lsh_attention", {"triton": backend_triton.refuse, "cpu": cpu_kernels.refuse})
 
 
 def lsh_hash(
@@ -77,7 +78,8 @@ def lsh_attention(
     factors = None if rotations is None else checks.rotations(rotations, query_key, n_hashes)
     sizes = None if n_buckets is None else checks.bucket_factors(n_buckets)
     if buckets is not None:
-        checks.buckets(buckets, query_key, sizes)
+        largest_bucket = checks.LONGEST - 1 if sizes is None else math.prod(sizes)
+        checks.buckets(buckets, query_key, largest_bucket)
     query_key, value = (autograd.low_precision_under_autocast(tensor) for tensor in (query_key, value))
     query_key, value = _unit_stride(query_key), _unit_stride(value)
     chosen = _backend(query_key, backend)
@@ -95,9 +97,10 @@ def lsh_attention(
             if factors is None:
                 seed_on_device = philox.seed_tensor(seed, query_key.device)
                 sizes = sizes or default_buckets(length, chunk_length)
-                factors = _draw_rotations(seed_on_device, query_key, n_hashes, sizes)
+                factors = draw_rotations(seed_on_device, query_key.shape[1], query_key.shape[3], n_hashes, sizes)
             buckets = _hash(query_key, factors, mask, chosen)
-        order = library.overload("lsh_sort", chosen)(buckets.contiguous())
+            largest_bucket = math.prod([2 * factor.shape[3] for factor in factors])
+        order = library.overload("lsh_sort", chosen)(buckets.contiguous(), largest_bucket + 1)
     if dropout_p > 0.0 and seed_on_device is None:
         seed_on_device = philox.seed_tensor(seed, query_key.device)
     arguments = (
@@ -113,8 +116,39 @@ def lsh_attention(
     return output if lse is None else (output, lse)
 
 
-def _draw_rotations(seed: Tensor, vectors: Tensor, rounds: int, n_buckets: Sequence[int]) -> list[Tensor]:
-    heads, width = vectors.shape[1], vectors.shape[3]
+def lsh_decode_attention(
+    query_key: Tensor,
+    value: Tensor,
+    buckets: Tensor,
+    chunk_length: int,
+    chunks_before: int,
+    chunks_after: int,
+    key_padding_mask: Tensor | None,
+    scale: float,
+    attend_across_buckets: bool,
+    allow_duplicates: bool,
+    return_lse: bool,
+    backend: str | None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """See :func:`fusewright.functional.lsh_decode_attention`."""
+    checks.operand("query_key", query_key)
+    checks.operand("value", value, "query_key", query_key)
+    if query_key.shape[2] == 0:
+        raise value_error("query_key.shape[2]", 0, "at least one position")
+    checks.integer("chunk_length", chunk_length, least=1)
+    checks.integer("chunks_before", chunks_before, least=0)
+    checks.integer("chunks_after", chunks_after, least=0)
+    scale = checks.scale(scale)
+    mask = checks.key_padding_mask(key_padding_mask, query_key)
+    checks.buckets(buckets, query_key, checks.LONGEST - 1)
+    return decode.lsh_decode_attention(
+        query_key, value, buckets, chunk_length, chunks_before, chunks_after, mask, scale, attend_across_buckets,
+        allow_duplicates, return_lse, _backend(query_key, backend),
+    )  # fmt: skip
+
+
+def draw_rotations(seed: Tensor, heads: int, width: int, rounds: int, n_buckets: Sequence[int]) -> list[Tensor]:
+    """Factors (H, D, R, NB_f / 2) for the even factors of a number of buckets, on the device of ``seed``."""
     columns = [size // 2 for size in n_buckets]
     drawn = library.overload("lsh_rotations", "reference")(seed, heads, width, rounds, sum(columns))
     return list(drawn.split(columns, dim=-1))

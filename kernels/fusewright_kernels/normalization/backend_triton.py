@@ -12,9 +12,8 @@ from torch import Tensor
 from fusewright_kernels import library, philox
 from fusewright_kernels.normalization import tiles
 from fusewright_kernels.row_layout import operand_arguments, trailing_rows, vector_operand
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile, ceil_div, launching_on, refuse_row_wise
-
-refuse = refuse_row_wise
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile, ceil_div, launching_on
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def norm_forward(
@@ -363,7 +362,7 @@ def _dropout(seed: Tensor | None, dropout_p: float) -> dict[str, Any]:
     return {
         "p_seed": seed,
         "keep_threshold": philox.keep_threshold(dropout_p),
-        "keep_scale": 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0,
+        "keep_scale": philox.keep_scale(dropout_p),
     }
 
 

@@ -5,9 +5,8 @@ from torch import Tensor
 from fusewright_kernels import library
 from fusewright_kernels.rotary import tiles
 from fusewright_kernels.row_layout import operand_arguments, trailing_rows
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on, refuse_row_wise
-
-refuse = refuse_row_wise
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, ceil_div, launching_on
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def rotary_forward(

@@ -11,9 +11,8 @@ from torch import Tensor
 from fusewright_kernels import library
 from fusewright_kernels.row_layout import RowLayout, operand_arguments, rows_along
 from fusewright_kernels.softmax import tiles
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile, ceil_div, launching_on, refuse_row_wise
-
-refuse = refuse_row_wise
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile, ceil_div, launching_on
+from fusewright_kernels.triton_support import refuse as refuse
 
 
 def softmax_forward(input: Tensor, dim: int, output_dtype: torch.dtype) -> Tensor:
