@@ -150,12 +150,20 @@ class TransformerDecoder(nn.TransformerDecoder):
         memory_is_causal: bool = False,
         *,
         caches: Caches | None = None,
+        projected_memory: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """As torch's; the causal hints need no mask. ``caches``: one for each layer, from :meth:`make_caches`."""
+        """As torch's; the causal hints need no mask.
+
+        Args:
+            caches: one for each layer, from :meth:`make_caches`.
+            projected_memory: of each layer, from :meth:`project_memory`.
+        """
         causal = _is_causal(tgt_mask, tgt_is_causal)
         output = tgt
         for index, layer in enumerate(self.layers):
-            extra = {} if caches is None else {"cache": caches[index]}
+            extra: dict[str, Any] = {} if caches is None else {"cache": caches[index]}
+            if projected_memory is not None:
+                extra["projected_memory"] = projected_memory[index]
             output = layer(
                 output, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, tgt_key_padding_mask=tgt_key_padding_mask,
                 memory_key_padding_mask=memory_key_padding_mask, tgt_is_causal=causal,
@@ -166,6 +174,10 @@ class TransformerDecoder(nn.TransformerDecoder):
     def make_caches(self, batch_size: int, capacity: int, **options: Any) -> list[KeyValueCache]:
         """An empty cache for each self-attention: see :meth:`MultiheadAttention.make_cache`."""
         return make_caches(self.layers, batch_size, capacity, **options)
+
+    def project_memory(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of ``memory`` for each layer, for many calls that attend to it."""
+        return [layer.multihead_attn.project_memory(memory) for layer in self.layers]
 
 
 class Transformer(nn.Transformer):
