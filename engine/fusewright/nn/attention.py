@@ -138,7 +138,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         )  # fmt: skip
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``memory``, (B, S, E) if ``batch_first`` else (S, B, E), for calls that attend to it again."""
+        """Keys and values of ``memory``, (B, S, E) if ``batch_first`` else (S, B, E), for calls that attend to it."""
         if self.kdim != self.vdim or memory.ndim != 3 or memory.shape[-1] != self.kdim:
             raise value_error("memory.shape", tuple(memory.shape), f"3 sizes, the last {self.kdim}, kdim and vdim")
         return project_memory(memory if self.batch_first else memory.transpose(0, 1), self._projections())
