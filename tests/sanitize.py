@@ -14,7 +14,10 @@ from pathlib import Path
 from fusewright_kernels import toolchain
 
 ROOT = Path(__file__).resolve().parents[1]
-OP_TESTS = ("tests/test_normalization_numerics.py", "tests/test_normalization_layouts.py", "tests/test_softmax.py")
+OP_TESTS = (
+    "tests/test_normalization_numerics.py", "tests/test_normalization_layouts.py", "tests/test_softmax.py",
+    "tests/test_cross_entropy.py", "tests/test_feed_forward.py",
+)  # fmt: skip
 
 
 def runtime(name: str) -> str:

@@ -92,7 +92,8 @@ def test_rotary_of_any_layout_and_position(target, layout, pairs, interleaved):
         oracle = with_gradients(lambda x, w=wide, r=where: rotate(x, *w, r, interleaved), [input.double()])
         for actual, expected in zip(ours, oracle, strict=True):
             testing.assert_accurate(actual.cpu(), expected.cpu())
-    assert ours[0].stride()[1] < ours[0].stride()[2] or layout not in ("length_first", "packed")
+    if target.backend != "reference" and layout in ("length_first", "packed"):
+        assert ours[0].stride(1) < ours[0].stride(2)
     changed = input.clone() if layout == "expanded" else LAYOUTS[layout](lambda *s: target.tensor(*s).clone())
     before = changed.clone()
     result = functional.rotary_embedding(

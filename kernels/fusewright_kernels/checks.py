@@ -5,6 +5,7 @@ against torch keeps catching them.
 """
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,6 +46,13 @@ def same_device(argument: str, tensor: torch.Tensor, other: str, reference: torc
         return
     if tensor.device != reference.device:
         raise value_error(f"{argument}.device", tensor.device, f"{reference.device}, the device of {other}")
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether a check may look at what ``tensor`` holds: a GPU would be waited for, a trace or a transform has none."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
 
 
 def probability(argument: str, value: object) -> None:

@@ -31,7 +31,7 @@ def rotary_embedding(
         in_place: write to ``input`` and return it; not differentiable.
 
     Returns:
-        A tensor of input's shape and dtype, in memory as (B, T, H, D) if ``input`` is, else contiguous.
+        A tensor of input's shape and dtype; from a kernel in memory as (B, T, H, D) if ``input`` is, else contiguous.
 
     Raises:
         IndexError: on a CPU, a position is no row of the tables. On a GPU, which is not waited for, its rows are NaN.

@@ -29,7 +29,7 @@ def swiglu(gate: Tensor, up: Tensor | None, backend: str | None) -> Tensor:
             raise value_error("up.shape", tuple(up.shape), f"gate's shape {tuple(gate.shape)}")
         if up.dtype is not gate.dtype:
             raise type_error("up.dtype", up.dtype, f"{gate.dtype}, the dtype of gate")
-    chosen = dispatch.choose("swiglu", gate.device.type, (gate.dtype,), gate.ndim, backend)
+    chosen = dispatch.choose("swiglu", dispatch.device_type(gate), (gate.dtype,), gate.ndim, backend)
     if chosen == "reference":
         return reference.swiglu(gate, up)
     if autograd.derivative_possible(gate, up):
@@ -50,7 +50,7 @@ def bias_gelu(input: Tensor, bias: Tensor | None, approximate: str, backend: str
         if tuple(bias.shape) != (input.shape[-1],):
             raise value_error("bias.shape", tuple(bias.shape), f"({input.shape[-1]},), input's last size")
     dtypes = (input.dtype,) if bias is None else (input.dtype, bias.dtype)
-    chosen = dispatch.choose("bias_gelu", input.device.type, dtypes, input.ndim, backend)
+    chosen = dispatch.choose("bias_gelu", dispatch.device_type(input), dtypes, input.ndim, backend)
     tanh = approximate == "tanh"
     if chosen == "reference":
         return reference.bias_gelu(input, bias, tanh)

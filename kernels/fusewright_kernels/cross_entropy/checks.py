@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from fusewright_kernels.checks import ArgumentIndexError, floating_tensor, same_device, type_error, value_error
+from fusewright_kernels.checks import (
+    ArgumentIndexError,
+    floating_tensor,
+    has_values,
+    same_device,
+    type_error,
+    value_error,
+)
 from fusewright_kernels.cross_entropy.reference import Options
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -60,13 +67,8 @@ def class_weight(weight: Tensor | None, input: Tensor, classes: int, name: str =
 
 
 def class_indices(target: Tensor, classes: int, ignore_index: int) -> None:
-    """On a CPU, every index is a class or ``ignore_index``. A GPU is not waited for: there a loss out of range is NaN.
-
-    A trace or a transform has no values to look at.
-    """
-    if target.device.type != "cpu" or target.numel() == 0:
-        return
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """Every index is a class or ``ignore_index``; where that cannot be seen, a loss out of range is NaN."""
+    if target.numel() == 0 or not has_values(target):
         return
     smallest, largest = torch.aminmax(target)
     if smallest >= 0 and largest < classes:

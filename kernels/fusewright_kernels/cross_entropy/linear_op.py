@@ -37,7 +37,7 @@ def linear_cross_entropy(
     if class_weight is not None:
         class_weight = class_weight.to(reference.compute_dtype(input))
     rows, targets = input.reshape(-1, input.shape[-1]), target.reshape(-1).long()
-    chosen = dispatch.choose("linear_cross_entropy", input.device.type, (input.dtype,), 2, backend)
+    chosen = dispatch.choose("linear_cross_entropy", dispatch.device_type(input), (input.dtype,), 2, backend)
     arguments = (rows, weight, bias, targets, class_weight, *options)
     if chosen == "reference":
         losses = linear_reference.losses(*arguments[:5], options)

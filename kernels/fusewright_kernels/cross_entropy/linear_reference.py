@@ -1,20 +1,10 @@
 """Linear cross-entropy as plain PyTorch: the logits as one matrix, then their cross-entropy."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from fusewright_kernels.cross_entropy import reference
 from fusewright_kernels.cross_entropy.reference import Options
-
-
-class Gradients(NamedTuple):
-    """Of the sum of ``grad_losses * losses``."""
-
-    input: Tensor
-    weight: Tensor
-    bias: Tensor  # no elements without a bias
 
 
 def logits(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,8 +27,9 @@ def backward(
     target: Tensor,
     class_weight: Tensor | None,
     options: Options,
-) -> Gradients:
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the sum of ``grad_losses * losses``; that of an absent bias has no elements."""
     scores = logits(input, weight, bias)
     grad_logits, _ = reference.backward(grad_losses, scores, target, class_weight, options)
     grad_bias = weight.new_empty((0,)) if bias is None else grad_logits.sum(0).to(bias.dtype)
-    return Gradients(grad_logits @ weight, grad_logits.mT @ input, grad_bias)
+    return grad_logits @ weight, grad_logits.mT @ input, grad_bias

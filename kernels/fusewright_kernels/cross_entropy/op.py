@@ -37,7 +37,7 @@ def cross_entropy(
     if weight is not None:
         weight = weight.to(reference.compute_dtype(input))
     dtypes = (input.dtype, target.dtype) if target.is_floating_point() else (input.dtype,)
-    chosen = dispatch.choose("cross_entropy", input.device.type, dtypes, input.ndim, backend)
+    chosen = dispatch.choose("cross_entropy", dispatch.device_type(input), dtypes, input.ndim, backend)
     if chosen == "reference":
         losses = reference.losses(input, target, weight, options)
     elif autograd.derivative_possible(input, target):

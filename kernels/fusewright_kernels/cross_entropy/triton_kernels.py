@@ -74,7 +74,7 @@ def cross_entropy_forward_kernel(
         b_sum = b_sum * tl.exp(b_max - b_pivot) + tl.sum(tl.exp(b_x - b_pivot[:, None]), axis=1)
         b_max = b_new_max
     b_pivot = tl.where(b_max == float("-inf"), 0.0, b_max)
-    b_log_sum = tl.log(b_sum)
+    b_log_sum = tl.log(tl.where(m_m, b_sum, 1.0))
 
     m_counts = m_m
     m_valid = m_m
@@ -86,7 +86,6 @@ def cross_entropy_forward_kernel(
     if SPREAD:
         b_mass = tl.zeros([BLOCK_M], tl.float32)
         b_score = tl.zeros([BLOCK_M], tl.float32)
-        p_q = None
         if p_probabilities is not None:
             o_q = row_offsets(
                 o_m, M, size_1, size_2,
@@ -98,7 +97,9 @@ def cross_entropy_forward_kernel(
             b_x = load_logits(p_input + o_input[:, None] + o_n[None, :] * stride_input_n, m_tile, softcap, CAPPED)
             if p_probabilities is not None:
                 p_q = p_probabilities + o_q[:, None] + o_n[None, :] * stride_probabilities_n
-            b_q = wanted_of_classes(p_q, p_weight, b_target, o_n, N, m_tile, keep, uniform)
+                b_q = wanted_of_classes(p_q, p_weight, b_target, o_n, N, m_tile, keep, uniform)
+            else:
+                b_q = wanted_of_classes(None, p_weight, b_target, o_n, N, m_tile, keep, uniform)
             b_mass += tl.sum(b_q, axis=1)
             b_score += tl.sum(tl.where(m_tile, b_q * (b_x - b_pivot[:, None]), 0.0), axis=1)
         b_loss = b_mass * b_log_sum - b_score

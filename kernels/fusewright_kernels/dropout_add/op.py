@@ -28,7 +28,7 @@ def dropout_add(
     probability("dropout_p", dropout_p)
     check_seed("seed", seed)
     seed_on_device = philox.seed_tensor(seed, input.device) if dropout_p > 0.0 else None
-    chosen = dispatch.choose("dropout_add", input.device.type, (input.dtype,), input.ndim, backend)
+    chosen = dispatch.choose("dropout_add", dispatch.device_type(input), (input.dtype,), input.ndim, backend)
     arguments = (input, residual, seed_on_device, float(dropout_p))
     if chosen == "reference":
         return reference.dropout_add(input, residual, keep_mask_of(input, seed_on_device, dropout_p), dropout_p)

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, row_kernels
-from fusewright_kernels.checks import ArgumentIndexError, floating_tensor, same_device, type_error, value_error
+from fusewright_kernels.checks import (
+    ArgumentIndexError,
+    floating_tensor,
+    has_values,
+    same_device,
+    type_error,
+    value_error,
+)
 from fusewright_kernels.rotary import backend_reference, backend_triton, reference
 from fusewright_kernels.rotary.function import Rotary
 
@@ -35,7 +42,7 @@ def rotary_embedding(
         raise value_error("cos.shape", tuple(cos.shape), f"a row for each of the {input.shape[2]} positions of input")
     compute = torch.promote_types(input.dtype, torch.float32)
     cos, sin = (table.to(compute) if table.ndim == 3 else table.to(compute).unsqueeze(0) for table in (cos, sin))
-    chosen = dispatch.choose("rotary_embedding", input.device.type, (input.dtype,), input.ndim, backend)
+    chosen = dispatch.choose("rotary_embedding", dispatch.device_type(input), (input.dtype,), input.ndim, backend)
     differentiable = autograd.derivative_possible(input)
     if in_place:
         if differentiable:
@@ -73,9 +80,8 @@ def _checked_positions(positions: Tensor, input: Tensor, cos: Tensor) -> Tensor:
     if tuple(positions.shape) not in ((length,), (1, length), (batch, length)):
         raise value_error("positions.shape", tuple(positions.shape), f"({length},) or ({batch}, {length}): T or (B, T)")
     rows = cos.shape[-2]
-    # A GPU is not waited for, and a trace or a transform has no values: there a row out of range turns to NaN.
-    known = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
-    if known and positions.device.type == "cpu" and positions.numel() > 0:
+    # Where the values cannot be seen, a row out of range turns to NaN.
+    if positions.numel() > 0 and has_values(positions):
         smallest, largest = torch.aminmax(positions)
         if smallest < 0 or largest >= rows:
             wrong = smallest if smallest < 0 else largest
