@@ -13,7 +13,7 @@ from fusewright.nn.normalization import LayerNorm
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
 from fusewright.nn.transformer_layers import Activation, TransformerDecoderLayer, TransformerEncoderLayer
-from fusewright_kernels.checks import type_error, value_error
+from fusewright_kernels.checks import has_values, type_error, value_error
 
 Caches = Sequence[KeyValueCache]
 
@@ -21,7 +21,7 @@ Caches = Sequence[KeyValueCache]
 class TransformerEncoder(nn.TransformerEncoder):
     """:class:`torch.nn.TransformerEncoder` on dense tensors throughout.
 
-    A causal mask is recognised, as in torch, except in a trace, where ``is_causal`` says it.
+    A causal mask on a CPU is recognised, as in torch, except in a trace; else ``is_causal`` says it.
 
     Args:
         enable_nested_tensor, mask_check: where torch would leave padding out by nested tensors (in inference, under the
@@ -269,9 +269,7 @@ def _is_causal(mask: Tensor | None, hint: bool | None) -> bool:
     """What the caller says, else whether ``mask`` holds what a causal mask does."""
     if hint is not None or mask is None:
         return bool(hint)
-    if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or mask.is_meta:
-        return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or not has_values(mask):
         return False
     causal = torch.ones_like(mask, dtype=torch.bool).triu(1)
     if mask.dtype is not torch.bool:
