@@ -71,8 +71,6 @@ def next_power_of_2(number: int) -> int:
 
 
 def element_wise_tile(columns: int) -> Tile:
-    """For kernels that hold few values an element and sum nothing: 4 warps with 16 elements, two 16-byte loads of bf16,
-    a thread.
-    """
+    """For kernels that sum nothing: 4 warps with 8 elements, a 16-byte load of bf16, a thread."""
     block_n = min(max(next_power_of_2(columns), 16), 1024)
-    return Tile(2048 // block_n, block_n, 4, whole_rows=columns <= block_n)
+    return Tile(1024 // block_n, block_n, 4, whole_rows=columns <= block_n)

@@ -66,9 +66,21 @@ def cross_entropy_backward(
     return grad_input, grad_target
 
 
-def cross_entropy_backward_out(grad_losses: Tensor, input: Tensor, *arguments: Any) -> None:
-    *rest, grad_input = arguments
-    _backward(grad_losses, input, *rest, grad_input, None)
+def cross_entropy_backward_out(
+    grad_losses: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    statistics: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float,
+    grad_input: Tensor,
+) -> None:
+    _backward(
+        grad_losses, input, target, weight, statistics, ignore_index, label_smoothing, z_loss, softcap, grad_input, None
+    )
 
 
 def _backward(
