@@ -18,6 +18,8 @@ OP_TESTS = (
     "tests/test_normalization_numerics.py",
     "tests/test_normalization_layouts.py",
     "tests/test_softmax.py",
+    "tests/test_cross_entropy.py",
+    "tests/test_feed_forward.py",
     "tests/test_attention_numerics.py",
     "tests/test_attention_decode.py",
     "tests/test_additive_attention.py",

@@ -15,7 +15,7 @@ from fusewright.generation import beam_search, generate
 from fusewright.models.gpt import prefix_mask
 from fusewright.models.rnn_encoder_decoder import KINDS, Alignment
 from fusewright.nn import RelativePositionBias
-from fusewright_kernels.checks import ArgumentValueError
+from fusewright_kernels.checks import ArgumentTypeError, ArgumentValueError
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10], [12, 13, 14, 15, 0, 0]])
 LENGTHS = torch.tensor([6, 4])
@@ -28,6 +28,7 @@ def _model(name, **options):
     build = {
         "gpt": lambda: models.GPT(20, 32, **SIZES, **options),
         "gpt rotary window": lambda: models.GPT(20, None, **SIZES, rotary=True, num_kv_heads=1, window=3, **options),
+        "gpt lsh reversible": lambda: models.GPT(20, 32, **SIZES, lsh={"chunk_length": 8}, reversible=True, **options),
         "bert": lambda: models.BERT(20, 32, **SIZES, **options),
         "encoder-decoder": lambda: models.EncoderDecoder(20, **SIZES, num_buckets=8, max_distance=10, **options),
         "vit": lambda: models.ViT(8, 4, 3, 1, **SIZES, **options),
@@ -58,7 +59,18 @@ def _loss(name, model):
     return model.loss(TOKENS, targets)
 
 
-NAMES = ("gpt", "gpt rotary window", "bert", "encoder-decoder", "vit", "reformer", "rnn", "siamese", "tagger")
+NAMES = (
+    "gpt",
+    "gpt rotary window",
+    "gpt lsh reversible",
+    "bert",
+    "encoder-decoder",
+    "vit",
+    "reformer",
+    "rnn",
+    "siamese",
+    "tagger",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +97,7 @@ def test_is_saved_and_loaded(name):
     file.seek(0)
     other = _model(name)
     assert other.load_state_dict(torch.load(file), strict=True)
-    if name != "reformer":  # its rotations are drawn at each call
+    if name not in ("reformer", "gpt lsh reversible"):  # their rotations are drawn at each call
         assert torch.equal(_loss(name, other), _loss(name, model))
     wrong = {key: value[..., :1] for key, value in model.state_dict().items()}
     with pytest.raises(RuntimeError, match="size mismatch"):
@@ -233,6 +245,12 @@ def test_gpt_ties_its_weights_and_scales_its_branches():
     ):
         assert weight.std().item() == pytest.approx(std, rel=0.1)
     assert (layer.linear1.bias == 0).all()
+
+
+def test_without_a_cache_there_is_no_generation():
+    for options in ({"lsh": {}}, {"reversible": True}):
+        with pytest.raises((ArgumentTypeError, ArgumentValueError), match=r"LSHSelfAttention|reversible is True"):
+            generate(models.GPT(20, 32, **SIZES, **options), TOKENS, 2)
 
 
 def test_prefix_sees_itself_in_both_directions():

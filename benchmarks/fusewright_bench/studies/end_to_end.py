@@ -1,8 +1,9 @@
 """Whole models in training and generation: torch's modules against ours, the same weights and the same data.
 
 Text is the Python standard library's sources as bytes, images are scikit-learn's digits, the sequence-to-sequence task
-is reversal; nothing is downloaded. Steps of both run in turns. Prints time per step, peak memory of a step, the loss
-curves and how far apart they run, and tokens per second of generation; writes a table and a plot.
+is reversal; nothing is downloaded (``pip install fusewright[studies]`` brings scikit-learn and matplotlib). Steps of
+both run in turns. Prints time per step, peak memory of a step, the loss curves and how far apart they run, and tokens
+per second of generation; writes a table and a plot.
 
 ``python -m fusewright_bench.studies.end_to_end --models gpt,bert --output FOLDER``
 """

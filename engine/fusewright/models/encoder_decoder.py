@@ -75,8 +75,10 @@ class EncoderDecoder(nn.Module):
         places = positions_of(source, 0)
         embedded = self.dropout(self.tokens(source))
         memory = self.encoder(embedded, self.source_bias(places, places), source_padding, is_causal=False)
-        caches = [] if capacity is None else self.decoder.make_caches(source.shape[0], capacity)
-        return CachedState(caches, memory, source_padding)
+        if capacity is None:
+            return CachedState([], memory, source_padding)
+        caches = self.decoder.make_caches(source.shape[0], capacity)
+        return CachedState(caches, memory, source_padding, self.decoder.project_memory(memory))
 
     def make_state(self, batch_size: int, capacity: int) -> CachedState:
         raise value_error("state", None, "state=model.encode(source, source_padding, capacity)")
@@ -92,7 +94,15 @@ class EncoderDecoder(nn.Module):
             return self.decoder(embedded, memory, bias, tgt_is_causal=False, **options)
         keys = torch.arange(state.caches[0].capacity, device=target.device)
         bias = self.target_bias(positions_of(target, state.positions), keys).flatten(0, 1)
-        hidden = self.decoder(embedded, memory, bias, tgt_is_causal=False, caches=state.caches, **options)
+        hidden = self.decoder(
+            embedded,
+            memory,
+            bias,
+            tgt_is_causal=False,
+            caches=state.caches,
+            projected_memory=state.projected_memory,
+            **options,
+        )
         state.drop_padding(target.shape[1], lengths)
         return hidden
 

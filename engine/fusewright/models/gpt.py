@@ -17,14 +17,15 @@ class GPT(nn.Module):
 
     Args:
         vocabulary: number of tokens, V.
-        max_positions: the longest sequence; with ``rotary`` there is none and None is allowed.
+        max_positions: the longest sequence; None, for no limit, with ``rotary`` only.
         width, layers, heads: E, the number of layers, H.
         dim_feedforward: 4 E if None.
         dropout: of embeddings, attention weights and branches.
         num_kv_heads, window: of the attention, see :class:`fusewright.nn.MultiheadAttention`; a window is the number of
             positions met before the own one.
         rotary: rotary positions in place of learned ones.
-        lsh, reversible: see :class:`fusewright.nn.TransformerEncoderLayer` and ``TransformerEncoder``; no generation.
+        lsh: keywords of :class:`fusewright.nn.LSHSelfAttention`, made causal; without generation, as it has no cache.
+        reversible: see :class:`fusewright.nn.TransformerEncoder`; without generation too.
 
     Shape: tokens (B, T) int64 to logits (B, T, V).
 
@@ -57,6 +58,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embedding(vocabulary, width, **placed)
         self.positions = None if rotary else nn.Embedding(max_positions, width, **placed)  # type: ignore[arg-type]
         self.dropout = nn.Dropout(dropout)
+        lsh = None if lsh is None else {**lsh, "is_causal": True}
         turned = RotaryEmbedding(width // heads, device=device) if rotary else None
         layer = TransformerEncoderLayer(
             width, heads, dim_feedforward or 4 * width, dropout, "gelu", batch_first=True, norm_first=True,

@@ -16,6 +16,7 @@ class CachedState:
         caches: of equal lengths.
         memory: (B, S, E) an encoded source, or None.
         memory_padding: (B, S) bool, True for padding, or None.
+        projected_memory: its keys and values for each layer, or None.
     """
 
     def __init__(
@@ -23,8 +24,10 @@ class CachedState:
         caches: Sequence[KeyValueCache],
         memory: Tensor | None = None,
         memory_padding: Tensor | None = None,
+        projected_memory: list[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.caches, self.memory, self.memory_padding = list(caches), memory, memory_padding
+        self.projected_memory = projected_memory
 
     @property
     def positions(self) -> Tensor:
@@ -41,6 +44,8 @@ class CachedState:
             cache.select(rows)
         self.memory = None if self.memory is None else self.memory[rows]
         self.memory_padding = None if self.memory_padding is None else self.memory_padding[rows]
+        if self.projected_memory is not None:
+            self.projected_memory = [(key[rows], value[rows]) for key, value in self.projected_memory]
 
     def drop_padding(self, added: int, lengths: Tensor | None) -> None:
         """Of the ``added`` newest positions keep the first ``lengths[b]``, all by default."""

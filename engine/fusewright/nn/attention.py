@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusewright.nn.kv_cache import KeyValueCache
-from fusewright.nn.multi_head import Projections, argument_error, multi_head_attention
+from fusewright.nn.multi_head import Projections, argument_error, multi_head_attention, project_memory
 from fusewright.nn.paged_kv_cache import PagedKeyValueCache
 from fusewright.nn.rolling_kv_cache import RollingKeyValueCache
 from fusewright.nn.rotary import RotaryEmbedding
@@ -101,6 +101,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
         *,
         cache: KeyValueCache | None = None,
+        projected: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attended values and, if ``need_weights``, the weights.
 
@@ -108,6 +109,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             cache: the keys and values before these: the new ones are appended, and attention is causal. Needs
                 ``need_weights=False``, no padding mask, no gradient and no key bias; nothing is dropped. ``attn_mask``,
                 if given, is floating, with a column for every place of the cache, and without a window.
+            projected: what :meth:`project_memory` made of ``key``, which is ``value``: neither is projected again.
             Others: as torch.nn.MultiheadAttention; ``is_causal`` alone is the causal mask, and with ``attn_mask``
                 says that this mask is it. ``attn_mask`` may be (H, T, S), the same for every sequence.
 
@@ -132,8 +134,14 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value, self._projections(), batch_first=self.batch_first, key_padding_mask=key_padding_mask,
             attn_mask=attn_mask, is_causal=is_causal, dropout_p=self.dropout if self.training else 0.0,
             need_weights=need_weights, average_attn_weights=average_attn_weights, add_zero_attn=self.add_zero_attn,
-            window=self.window, rotary=self.rotary, cache=cache,
+            window=self.window, rotary=self.rotary, cache=cache, projected=projected,
         )  # fmt: skip
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``memory``, (B, S, E) if ``batch_first`` else (S, B, E), for calls that attend to it."""
+        if self.kdim != self.vdim or memory.ndim != 3 or memory.shape[-1] != self.kdim:
+            raise value_error("memory.shape", tuple(memory.shape), f"3 sizes, the last {self.kdim}, kdim and vdim")
+        return project_memory(memory if self.batch_first else memory.transpose(0, 1), self._projections())
 
     def _projections(self) -> Projections:
         return Projections(

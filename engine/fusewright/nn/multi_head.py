@@ -109,6 +109,7 @@ def multi_head_attention(
     window: int | tuple[int, int] | None = None,
     rotary: RotaryEmbedding | None = None,
     cache: KeyValueCache | None = None,
+    projected: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Project, attend with H heads, project back. Arguments must have passed :func:`argument_error`.
 
@@ -126,6 +127,7 @@ def multi_head_attention(
         rotary: turns queries and keys by their positions.
         cache: holds the keys and values before these, which are appended; without padding, dropout and weights.
             ``attn_mask`` is then a bias on the logits, floating, with a column for every place of the cache.
+        projected: what :func:`project_memory` made of ``key``, which is ``value``, before.
 
     Returns:
         Attended values in query's layout, and the weights (B, T, S), (B, H, T, S), (T, S) or (H, T, S), or None.
@@ -137,7 +139,7 @@ def multi_head_attention(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     elif not batch_first:
         query, key, value = _each(lambda sequences: sequences.transpose(0, 1), query, key, value)
-    heads = _heads(query, key, value, projections)
+    heads = _heads(query, key, value, projections) if projected is None else (_queries(query, projections), *projected)
     positions = 0 if cache is None else cache.positions
     if rotary is not None:
         heads = (rotary(heads[0], positions), rotary(heads[1], positions), heads[2])
@@ -163,6 +165,13 @@ def multi_head_attention(
     return output.squeeze(0), None if weights is None else weights.squeeze(0)
 
 
+def project_memory(memory: Tensor, projections: Projections) -> tuple[Tensor, Tensor]:
+    """Keys (B, HK, S, D) and values (B, HK, S, DV) of ``memory`` (B, S, E), for many calls that attend to it."""
+    no_query = memory.new_empty(memory.shape[0], 0, projections.output.shape[0])
+    _, key, value = _heads(no_query, memory, memory, projections)
+    return key, value
+
+
 def _each(
     function: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,6 +179,14 @@ def _each(
     new_query = function(query)
     new_key = new_query if key is query else function(key)
     return new_query, new_key, new_key if value is key else function(value)
+
+
+def _queries(query: Tensor, projections: Projections) -> Tensor:
+    """Projected queries (B, H, T, D)."""
+    width = projections.output.shape[1]
+    weight = projections.query if projections.packed is None else projections.packed[:width]
+    bias = None if projections.bias is None else projections.bias[:width]
+    return _rows_times(query, weight, bias).unflatten(-1, (projections.num_heads, -1)).transpose(1, 2)
 
 
 def _heads(query: Tensor, key: Tensor, value: Tensor, projections: Projections) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from fusewright.nn.normalization import LayerNorm
 from fusewright.nn.reversible import ReversibleBlock, ReversibleSequence
 from fusewright.nn.rotary import RotaryEmbedding
 from fusewright.nn.transformer_layers import Activation, TransformerDecoderLayer, TransformerEncoderLayer
-from fusewright_kernels.checks import type_error, value_error
+from fusewright_kernels.checks import has_values, type_error, value_error
 
 Caches = Sequence[KeyValueCache]
 
@@ -21,7 +21,7 @@ Caches = Sequence[KeyValueCache]
 class TransformerEncoder(nn.TransformerEncoder):
     """:class:`torch.nn.TransformerEncoder` on dense tensors throughout.
 
-    A causal mask is recognised, as in torch, except in a trace, where ``is_causal`` says it.
+    A causal mask on a CPU is recognised, as in torch, except in a trace; else ``is_causal`` says it.
 
     Args:
         enable_nested_tensor, mask_check: where torch would leave padding out by nested tensors (in inference, under the
@@ -150,12 +150,20 @@ class TransformerDecoder(nn.TransformerDecoder):
         memory_is_causal: bool = False,
         *,
         caches: Caches | None = None,
+        projected_memory: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
-        """As torch's; the causal hints need no mask. ``caches``: one for each layer, from :meth:`make_caches`."""
+        """As torch's; the causal hints need no mask.
+
+        Args:
+            caches: one for each layer, from :meth:`make_caches`.
+            projected_memory: of each layer, from :meth:`project_memory`.
+        """
         causal = _is_causal(tgt_mask, tgt_is_causal)
         output = tgt
         for index, layer in enumerate(self.layers):
-            extra = {} if caches is None else {"cache": caches[index]}
+            extra: dict[str, Any] = {} if caches is None else {"cache": caches[index]}
+            if projected_memory is not None:
+                extra["projected_memory"] = projected_memory[index]
             output = layer(
                 output, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, tgt_key_padding_mask=tgt_key_padding_mask,
                 memory_key_padding_mask=memory_key_padding_mask, tgt_is_causal=causal,
@@ -166,6 +174,10 @@ class TransformerDecoder(nn.TransformerDecoder):
     def make_caches(self, batch_size: int, capacity: int, **options: Any) -> list[KeyValueCache]:
         """An empty cache for each self-attention: see :meth:`MultiheadAttention.make_cache`."""
         return make_caches(self.layers, batch_size, capacity, **options)
+
+    def project_memory(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of ``memory`` for each layer, for many calls that attend to it."""
+        return [layer.multihead_attn.project_memory(memory) for layer in self.layers]
 
 
 class Transformer(nn.Transformer):
@@ -257,9 +269,7 @@ def _is_causal(mask: Tensor | None, hint: bool | None) -> bool:
     """What the caller says, else whether ``mask`` holds what a causal mask does."""
     if hint is not None or mask is None:
         return bool(hint)
-    if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or mask.is_meta:
-        return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if mask.ndim != 2 or mask.shape[0] != mask.shape[1] or not has_values(mask):
         return False
     causal = torch.ones_like(mask, dtype=torch.bool).triu(1)
     if mask.dtype is not torch.bool:

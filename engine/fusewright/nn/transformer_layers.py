@@ -223,13 +223,17 @@ class TransformerDecoderLayer(_Layer, nn.TransformerDecoderLayer):
         memory_is_causal: bool = False,
         *,
         cache: KeyValueCache | None = None,
+        projected_memory: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """As torch's; the causal hints need no mask. ``cache``: of the self-attention."""
+        """As torch's; the causal hints need no mask. ``cache``: of the self-attention; ``projected_memory``: what
+        ``multihead_attn.project_memory`` made of ``memory``.
+        """
+        extra = {} if projected_memory is None else {"projected": projected_memory}
 
         def attend_memory(query: Tensor) -> Tensor:
             return self.multihead_attn(
                 query, memory, memory, key_padding_mask=memory_key_padding_mask, need_weights=False,
-                attn_mask=memory_mask, is_causal=memory_is_causal,
+                attn_mask=memory_mask, is_causal=memory_is_causal, **extra,
             )[0]  # fmt: skip
 
         hidden = self.norm1(tgt) if self.norm_first else tgt
