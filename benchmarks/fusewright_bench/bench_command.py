@@ -4,13 +4,14 @@ import argparse
 import importlib.util
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fusewright_bench import supervisor
-from fusewright_bench.exit_codes import INTERRUPTED, OK, SLOWER_FOUND
+from fusewright_bench.exit_codes import BROKEN, INTERRUPTED, OK, SLOWER_FOUND
 from fusewright_bench.report import json_file
 from fusewright_bench.results import Results
 from fusewright_bench.watch import FileWatch
@@ -56,7 +57,11 @@ def bench(options: argparse.Namespace, given: list[str], parser: argparse.Argume
         return OK
     if kept:
         _refuse_another_machine(kept, plan, options, parser)
-    return measure(plan, options, kept)
+    try:
+        return measure(plan, options, kept)
+    except Exception:
+        traceback.print_exc()  # a fault of the suite's own: not to be taken for the exit code of a slower kernel
+        return BROKEN
 
 
 def _of_the_interrupted_run(
