@@ -161,6 +161,24 @@ def test_every_declaration_is_accurate_and_can_be_timed(op: str, mode: str) -> N
             assert len(timed) == len(operation.outputs if mode == "fwd" else operation.differentiable)
 
 
+@pytest.mark.parametrize("op", ["attention", "causal_attention", "masked_attention", "decode_attention"])
+def test_each_backend_of_torchs_attention_by_itself_is_accurate_or_absent(op: str) -> None:
+    operation = OPERATIONS[op]
+    shape = operation.shape("1x4x2x40x40x16")
+    assert shape is not None
+    case = Case(operation, shape, torch.float32, "both")
+    inputs = case.inputs(CPU)
+    oracle = accuracy.oracle_of(case, inputs)
+    found = {}
+    for provider in operation.providers(CPU):
+        if provider.name in ("torch-math", "torch-flash", "torch-efficient", "torch-cudnn"):
+            found[provider.name] = provider.absence(CPU, torch.float32)
+            if found[provider.name] is None:
+                results = accuracy.evaluate(case, provider.bind(inputs), inputs).results
+                assert max(accuracy.errors_in_u(results, oracle).values()) < 24.0
+    assert len(found) == 4 and found["torch-math"] is None and "no such kernel" in (found["torch-cudnn"] or "")
+
+
 @pytest.mark.parametrize(
     ("op", "mode", "tensors"), [("layer_norm", "fwd", 2), ("layer_norm", "both", 5), ("softmax", "bwd", 3)]
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import os
 import shlex
 import sys
 import traceback
@@ -107,6 +108,8 @@ def _plan(options: argparse.Namespace, command: str) -> "Plan":
         raise selection.UsageError("no case has all of the names given; `fusewright bench --list` prints what there is")
     named = [*options.provider, *([options.baseline] if options.baseline else [])]
     selection.check_providers(named, options.backend, chosen, device)
+    if options.pin and not hasattr(os, "sched_setaffinity"):
+        raise selection.UsageError("--pin needs a system with processor affinity, such as Linux")
     suite = options.suite or "quick"
     cores = torch.get_num_threads()
     wanted = options.threads or _THREADS.get(suite, lambda cores: (1, cores))(cores)
