@@ -105,6 +105,8 @@ def test_rounding_is_not_wrong_and_a_missing_mask_is() -> None:
     assert accuracy.wrong_results({"output": 3.0}, {"output": 1.0}, torch.bfloat16) == []
     assert accuracy.wrong_results({"output": 0.3 * 2**9}, {"output": 1.0}, torch.bfloat16) == ["output"]
     assert accuracy.wrong_results({"output": float("nan")}, {}, torch.float32) == ["output"]
+    for share, wrong in ((2**-11, []), (0.01, ["output"])):  # TF32, and a scale that is off by a percent
+        assert accuracy.wrong_results({"output": share * 2**24}, {"output": 1.0}, torch.float32) == wrong
     # Where plain PyTorch is as far off, the inputs are to blame.
     assert accuracy.wrong_results({"output": 0.3 * 2**9}, {"output": 60.0}, torch.bfloat16) == []
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,24 @@ def test_every_declaration_is_accurate_and_can_be_timed(op: str, mode: str) -> N
             assert not ours or accuracy.within_budget(errors, dtype), (provider.label, errors)
             timed = bind_call(case, provider, inputs)()
             assert len(timed) == len(operation.outputs if mode == "fwd" else operation.differentiable)
+
+
+@pytest.mark.parametrize("op", ["attention", "causal_attention", "masked_attention", "decode_attention"])
+def test_each_backend_of_torchs_attention_by_itself_is_accurate_or_absent(op: str) -> None:
+    operation = OPERATIONS[op]
+    shape = operation.shape("1x4x2x40x40x16")
+    assert shape is not None
+    case = Case(operation, shape, torch.float32, "both")
+    inputs = case.inputs(CPU)
+    oracle = accuracy.oracle_of(case, inputs)
+    found = {}
+    for provider in operation.providers(CPU):
+        if provider.name in ("torch-math", "torch-flash", "torch-efficient", "torch-cudnn"):
+            found[provider.name] = provider.absence(CPU, torch.float32)
+            if found[provider.name] is None:
+                results = accuracy.evaluate(case, provider.bind(inputs), inputs).results
+                assert max(accuracy.errors_in_u(results, oracle).values()) < 24.0
+    assert len(found) == 4 and found["torch-math"] is None and "no such kernel" in (found["torch-cudnn"] or "")
 
 
 @pytest.mark.parametrize(
@@ -442,13 +461,14 @@ def test_wrong_usage_exits_with_two_and_the_nearest_name(
     assert hint in capsys.readouterr().err
 
 
-def test_bench_lists_and_saves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_bench_lists_cases_and_providers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    chosen = ["--op", "softmax", "--shape", "8x32", "--dtype", "fp32", "--mode", "fwd", "--provider", "naive"]
+    chosen = ["--op", "causal_attention", "--suite", "full", "--dtype", "fp32", "--mode", "fwd"]
     assert cli.main(["bench", *chosen, "--list"]) == 0
-    assert "8x32" in capfd.readouterr().out and not any(tmp_path.iterdir())
-    assert cli.main(["bench", *chosen, "--threads", "1", "--budget", "0.1", "--fail-on", "slower"]) == 0
-    saved = sorted(path.suffix for path in (tmp_path / "fusewright-results").iterdir())
-    assert saved == [".html", ".json", ".md"] and "fusewright-results" in capfd.readouterr().out
+    listed = capsys.readouterr().out
+    assert "llama3-8b (1x32x8x1024x1024x128)" in listed and not any(tmp_path.iterdir())
+    for provider in ("fusewright:cpu", "naive", "torch-flash", "torch-cudnn", "flex-attention", "torch-compile"):
+        assert provider in listed
+    assert "xformers is not installed (pip install xformers)" in listed or find_spec("xformers")

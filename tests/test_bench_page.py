@@ -9,11 +9,12 @@ import chromium
 import pytest
 
 from fusewright_bench import scaling
-from fusewright_bench.report import charts, csv_file, html_page, markdown, plots, svg
+from fusewright_bench.report import charts, csv_file, html_page, json_file, markdown, plots, svg
 from fusewright_bench.results import COPY, Absence, Results, Row, Study
 
 needs_browser = pytest.mark.skipif(chromium.PROGRAM is None, reason="neither chromium nor google-chrome is on the PATH")
 
+ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "<script>alert('\"&')</script>"
 
 
@@ -60,6 +61,15 @@ def test_the_page_is_whole_and_nothing_in_it_escapes() -> None:
     assert not re.search(r"""(src|href)=["'](?!#)""", page) and "http" not in page and "@import" not in page
     assert "interrupted" in page and "Failed rows: 1" in page and "pip install quack" in page and "~" in page
     assert "$" not in re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL)
+
+
+RESULTS = [path for path in sorted((ROOT / "benchmarks/results").glob("*/*.json")) if '"cases"' in path.read_text()]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_on_record_still_read_and_render(path: Path) -> None:
+    page = html_page.render(json_file.read(path))
+    assert "<table" in page and "nan" not in page.replace("nano", "")
 
 
 def test_exponents_are_found() -> None:

@@ -68,6 +68,7 @@ def test_a_crash_and_a_hang_become_rows_and_the_run_goes_on(tmp_path: Path, capf
     assert results.complete and rows.keys() == {"crash", "hang", "nap", "torch", COPY}
     assert rows["crash"].failure == "crashed: SIGSEGV" and rows["hang"].failure == "gave no answer within 3 s"
     assert rows["torch"].time_us and rows["nap"].time_us and rows[COPY].time_us
+    assert {"results.json", "results.md", "results.html"} <= {entry.name for entry in tmp_path.iterdir()}
     assert "crashed: SIGSEGV" in capfd.readouterr().err and "crashed: SIGSEGV" in path.with_suffix(".md").read_text()
 
 
@@ -124,3 +125,22 @@ def test_a_row_that_fails_again_ends_the_run(tmp_path: Path, capfd: pytest.Captu
     code = supervisor.supervise(["bench"], path, 60.0, [sys.executable, str(script)])
     assert code == 128 + signal.SIGABRT and "SIGABRT" in capfd.readouterr().err
     assert os.path.getsize(path) and len(json_file.read(path).cases) == 1
+
+
+def test_a_process_that_ignores_an_interrupt_is_ended_by_the_second(tmp_path: Path) -> None:
+    script = tmp_path / "stubborn.py"
+    script.write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "open(sys.argv[0] + '.ready', 'w').close()\ntime.sleep(1000)\n"
+    )
+    program = (
+        "import sys; from pathlib import Path; from fusewright_bench import supervisor;"
+        " sys.exit(supervisor.supervise(['bench'], Path(sys.argv[1]), 60.0, sys.argv[2:]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "a.json"), sys.executable, str(script)])
+    while not Path(f"{script}.ready").exists():
+        time.sleep(0.05)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert process.wait(timeout=30) == INTERRUPTED

@@ -18,7 +18,7 @@ suites: quick (on all cores; the others also on 1), micro (sizes), models (shape
 scaling (over length, width, batch and threads), full (every shape and provider)
 A provider that throws, hangs, crashes or answers wrongly becomes a marked row. Results are saved every few seconds.
 
-exit codes: 0 done, 1 something is slower and --fail-on was given, 2 wrong usage,
+exit codes: 0 done, 1 something is slower and --fail-on was given, 2 wrong usage, 3 the suite itself failed,
 130 interrupted (what is done is saved: --resume PATH goes on), 128 + N ended by signal N
 """
 

@@ -1,3 +1,3 @@
 """Exit codes of the commands."""
 
-OK, SLOWER_FOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, SLOWER_FOUND, USAGE, BROKEN, INTERRUPTED = 0, 1, 2, 3, 130

@@ -150,11 +150,15 @@ class Roofline:
             "compiled_probes_absent_because": self.host_absence,
             "cache_bytes": self.cache_bytes(),
             "bandwidth": [
-                {**asdict(bandwidth), "level": self.memory_level(bandwidth.bytes)}
-                for bandwidth in self.bandwidths.values()
+                {**asdict(bandwidth), "level": self._probed_level(bandwidth)} for bandwidth in self.bandwidths.values()
             ],
             "peak": [asdict(peak) for peak in self.peaks.values()],
         }
+
+    def _probed_level(self, bandwidth: Bandwidth) -> str:
+        # A virtual machine reports the last-level cache of its host, of which it has a part: size alone does not tell.
+        beyond = bandwidth.bytes >= _FAR_BEYOND_CACHE_BYTES[self.device.type]
+        return "memory" if beyond else self.memory_level(bandwidth.bytes)
 
     def _measure_bandwidth(self, bytes: int, threads: int) -> Bandwidth:
         if self.host is not None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from fusewright_bench.exit_codes import INTERRUPTED
 from fusewright_bench.report import json_file
 from fusewright_bench.watch import Step, read_step
 
@@ -46,10 +47,15 @@ def _run(command: Sequence[str], watch: Path, time_limit_s: float) -> tuple[int,
     with _interrupts() as interrupts:
         # In a session of its own an interrupt from the keyboard reaches it once, through this process.
         process = subprocess.Popen(command, start_new_session=True)
+        passed_on = False
         while True:
-            if interrupts:
-                interrupts.clear()
+            if interrupts and not passed_on:
                 process.send_signal(signal.SIGINT)
+                passed_on = True
+            elif len(interrupts) > 1:  # asked twice: it does not answer, or not soon enough
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return INTERRUPTED, False
             try:
                 return process.wait(_POLL_S), False
             except subprocess.TimeoutExpired:

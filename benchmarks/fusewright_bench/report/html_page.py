@@ -66,7 +66,18 @@ def render(results: Results) -> str:
 
 
 def _definitions(pairs: Iterable[tuple[str, object]]) -> str:
-    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in pairs)
+    return "".join(
+        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_plain_text(value))}</dd></div>"
+        for name, value in pairs
+    )
+
+
+def _plain_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_plain_text, value)) or "none"
+    return "unknown" if value is None else str(value)
 
 
 def _facts(results: Results) -> list[tuple[str, object]]:

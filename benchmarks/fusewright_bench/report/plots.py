@@ -25,12 +25,13 @@ def _draw(chart: Chart) -> Figure:
     if chart.roof:
         axes.plot(*zip(*chart.roof, strict=True), color="black", linewidth=1.2)
     for series in chart.series:
-        style = {
-            "marker": _MARKERS[series.style % len(_MARKERS)],
-            "color": f"C{series.style % 10}",
-            "linestyle": "-" if series.line else "none",
-        }
-        axes.plot(*zip(*series.points, strict=True), label=series.name, **style)
+        axes.plot(
+            *zip(*series.points, strict=True),
+            label=series.name,
+            marker=_MARKERS[series.style % len(_MARKERS)],
+            color=f"C{series.style % 10}",
+            linestyle="-" if series.line else "none",
+        )
     axes.set(xscale="log", yscale="log", xlabel=chart.x.title, title=chart.title)
     axes.set_ylabel(chart.y.title)
     axes.yaxis.set_major_formatter(lambda value, _: chart.y.text(value))
