@@ -126,7 +126,7 @@ def test_calls_that_it_does_not_take():
 PART = "attention_decode_part.cuh"
 JOIN = "attention_decode_join.cuh"
 FAULTS = {
-    "warps joined before they have written": Fault(PART, "__syncthreads();", "", "race"),
+    "warps joined before they have written": Fault(PART, "__syncthreads();", "", "::Results"),
     "keys behind the last": Fault(PART, "key <= position_[r] && key < end", "true", None),
     "keys of later queries": Fault(PART, "key <= position_[r]", "true", None),
     "values of other keys": Fault(PART, "i % 2 + 8 * (i / 2)", "i / 2 + 8 * (i % 2)", None),
