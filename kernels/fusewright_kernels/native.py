@@ -102,8 +102,8 @@ def select_cpu_isa(isa: str) -> None:
 def split_float32_products(split: bool) -> None:
     """Let attention multiply float32 as sums of three bfloat16 from now on, where the CPU has AMX tiles.
 
-    Six products of bfloat16 in place of one keep float32's accuracy; elements below 2^-110 lose digits. Without tiles it
-    changes nothing. ``FUSEWRIGHT_FLOAT32_PRODUCTS=split`` does the same for a whole process; not while another
+    Six products of bfloat16 in place of one keep float32's accuracy; elements below 2^-110 lose digits. Without tiles
+    it changes nothing. ``FUSEWRIGHT_FLOAT32_PRODUCTS=split`` does the same for a whole process; not while another
     thread runs a kernel.
     """
     _load_shared("cpu").fusewright_cpu_split_float32(int(split))

@@ -97,6 +97,13 @@ def _layout(module: Any) -> dict[str, Any]:
     return {"batch_first": module.self_attn.batch_first}
 
 
+def _plain_recurrence(module: nn.RNNBase) -> dict[str, Any]:
+    states = 2 if module.mode == "LSTM" else 1
+    return {
+        "weight_dropout": 0.0, "zoneout": (0.0,) * states, "layer_norm": False, "peephole": False, "_extras": (),
+    }  # fmt: skip
+
+
 _SWAPS: dict[type[nn.Module], Callable[[nn.Module], Swap]] = {
     nn.LayerNorm: _to(fused.LayerNorm, _not_centered),
     nn.RMSNorm: _to(fused.RMSNorm, _not_centered),
@@ -105,9 +112,9 @@ _SWAPS: dict[type[nn.Module], Callable[[nn.Module], Swap]] = {
     nn.TransformerDecoderLayer: _to(fused.TransformerDecoderLayer, _layout),
     nn.TransformerEncoder: _to(fused.TransformerEncoder, lambda module: {"reversible": False}),
     nn.CrossEntropyLoss: _to(fused.CrossEntropyLoss),
-    nn.LSTM: _to(fused.LSTM),
-    nn.GRU: _to(fused.GRU),
-    nn.RNN: _to(fused.RNN),
+    nn.LSTM: _to(fused.LSTM, _plain_recurrence),
+    nn.GRU: _to(fused.GRU, _plain_recurrence),
+    nn.RNN: _to(fused.RNN, _plain_recurrence),
     nn.LSTMCell: _to(fused.LSTMCell),
     nn.GRUCell: _to(fused.GRUCell),
     nn.RNNCell: _to(fused.RNNCell),
