@@ -102,6 +102,6 @@ def test_a_run_of_another_machine_is_not_resumed(tmp_path: Path, capsys: pytest.
     interrupted.complete, interrupted.command = False, "fusewright bench --op softmax --shape 8x32 --device cpu"
     path = saved(interrupted, tmp_path / "a.json")
     with pytest.raises(SystemExit):
-        cli.main(["bench", "--resume", path, "--watch", str(tmp_path / "step")])
+        cli.main(["bench", "--resume", path, "--supervised", str(tmp_path / "step"), path])
     assert "not the same machine, device: A has abacus" in capsys.readouterr().err
     assert len(json_file.read(Path(path)).cases) == len(interrupted.cases)

@@ -9,7 +9,6 @@ import torch
 from fusewright_bench import accuracy, conditions, harness, memory, selection
 from fusewright_bench.conditions import Snapshot
 from fusewright_bench.plan import Plan
-from fusewright_bench.roofline import evicting_call
 
 CPU = torch.device("cpu")
 QUIET = Snapshot(wall_s=0.0, own_s=0.0, busy_s=0.0, stolen_s=0.0, clock_mhz=3000.0, throttled=0)
@@ -76,7 +75,6 @@ def test_cold_samples_are_single_calls_after_an_eviction() -> None:
         {"a": lambda: events.append("call")}, Timer(), budget_s=0.0, evict=lambda: events.append("evict")
     )
     assert events == ["evict", "call"] * 6 and rounds.single == {"a"}
-    assert evicting_call(CPU)() is not None
 
 
 def test_a_contender_that_throws_leaves_the_rounds_of_the_others() -> None:

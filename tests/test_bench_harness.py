@@ -224,7 +224,7 @@ def test_the_roofline_prefers_the_compiled_probes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(roofline, "_host_probes", lambda: (FakeHost(), None))
     limits = roofline.Roofline(CPU, harness.WallTimer())
     bandwidth, vector = limits.bandwidth(3000 << 10, threads=2), limits.vector_peak(2)
-    assert (bandwidth.bytes, bandwidth.copy_gbps, bandwidth.read_gbps) == (4096 << 10, 20.0, 30.0)
+    assert (bandwidth.bytes, bandwidth.copy_gbps, bandwidth.read_gbps) == (3000 << 10, 20.0, 30.0)
     assert vector is not None and vector.gflops == 200.0
     assert {peak["unit"] for peak in limits.as_dict()["peak"]} == {"vector"}
     row_wise, product = Cost(flops=10**12, bytes=8), Cost(flops=10**12, bytes=8, matrix=True)
@@ -234,6 +234,18 @@ def test_the_roofline_prefers_the_compiled_probes(monkeypatch: pytest.MonkeyPatc
     many = Cost(flops=0, bytes=8, exponentials=10**9)
     assert limits.floor_seconds(many, torch.float32, 1, copy_seconds=1e-6) == (0.5, "exp")
     assert limits.floor_seconds(many, torch.bfloat16, 1, copy_seconds=1e-6) == (0.25, "exp")
+
+
+def test_the_limits_of_an_interrupted_run_are_kept() -> None:
+    earlier = {
+        "bandwidth": [{"bytes": 1, "threads": 1, "copy_gbps": 5.0}, {"bytes": 1, "threads": 2, "copy_gbps": 6.0}],
+        "peak": [{"unit": "matrix", "dtype": "float32", "threads": 1, "gflops": 7.0}],
+    }
+    later = {"probe": "torch", "bandwidth": [{"bytes": 1, "threads": 2, "copy_gbps": 8.0}], "peak": []}
+    joined = roofline.merged(earlier, later)
+    assert [entry["copy_gbps"] for entry in joined["bandwidth"]] == [5.0, 8.0]
+    assert joined["peak"] == earlier["peak"] and joined["probe"] == "torch"
+    assert roofline.merged({}, later) == later
 
 
 def test_bandwidth_is_measured_in_every_cache_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

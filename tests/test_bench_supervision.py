@@ -61,13 +61,14 @@ def worker(folder: Path, nap: float = 0.0) -> list[str]:
 
 def test_a_crash_and_a_hang_become_rows_and_the_run_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results.json"
-    arguments = [*CASE, "--shape", "8x32", "--time-limit", "3"]
-    assert supervisor.supervise(arguments, path, 3.0, worker(tmp_path)) == OK
+    arguments = [*CASE, "--shape", "8x32", "--time-limit", "8"]
+    assert supervisor.supervise(arguments, path, 8.0, worker(tmp_path)) == OK
     results = json_file.read(path)
     rows = {row.label: row for row in results.cases}
     assert results.complete and rows.keys() == {"crash", "hang", "nap", "torch", COPY}
-    assert rows["crash"].failure == "crashed: SIGSEGV" and rows["hang"].failure == "gave no answer within 3 s"
+    assert rows["crash"].failure == "crashed: SIGSEGV" and rows["hang"].failure == "gave no answer within 8 s"
     assert rows["torch"].time_us and rows["nap"].time_us and rows[COPY].time_us
+    assert results.command == " ".join(["fusewright", *arguments])
     assert {"results.json", "results.md", "results.html"} <= {entry.name for entry in tmp_path.iterdir()}
     assert "crashed: SIGSEGV" in capfd.readouterr().err and "crashed: SIGSEGV" in path.with_suffix(".md").read_text()
 
@@ -120,7 +121,7 @@ def test_a_row_that_fails_again_ends_the_run(tmp_path: Path, capfd: pytest.Captu
     script.write_text(
         "import os, sys\nfrom pathlib import Path\nfrom fusewright_bench.watch import FileWatch\n"
         "from fusewright_bench.report import json_file\n"
-        f"FileWatch(Path(sys.argv[-1])).step(json_file.read(Path({str(path)!r})).cases[0])\nos.abort()\n"
+        f"FileWatch(Path(sys.argv[-2])).step(json_file.read(Path({str(path)!r})).cases[0])\nos.abort()\n"
     )
     code = supervisor.supervise(["bench"], path, 60.0, [sys.executable, str(script)])
     assert code == 128 + signal.SIGABRT and "SIGABRT" in capfd.readouterr().err

@@ -32,6 +32,9 @@ _GROUP_BUDGET_S = 4.0
 def bench(options: argparse.Namespace, given: list[str], parser: argparse.ArgumentParser) -> int:
     """Run the command; returns its exit code. ``given`` are the arguments that ``options`` were parsed from."""
     kept = None
+    if options.supervised:
+        given = given[: given.index(supervisor.OPTION)]
+        options.json = options.supervised[1]
     if options.resume:
         try:
             kept = json_file.read(options.resume)
@@ -40,7 +43,7 @@ def bench(options: argparse.Namespace, given: list[str], parser: argparse.Argume
         options, given = _of_the_interrupted_run(kept, options, parser)
     if options.plots and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plots needs matplotlib: pip install 'fusewright[bench]'")
-    if options.watch is None and not options.list:
+    if not options.supervised and not options.list:
         json_path = options.json or Path("fusewright-results") / datetime.now().strftime("%Y%m%d-%H%M%S.json")
         if json_path.suffix != ".json":
             parser.error(f"--json is {json_path}, expected a name that ends in .json")
@@ -74,7 +77,7 @@ def _of_the_interrupted_run(
     if kept.complete:
         parser.error(f"--resume is {options.resume}, expected an interrupted run: this one is complete")
     again = parser.parse_args(given)
-    again.json, again.watch = options.resume, options.watch
+    again.json, again.supervised = options.resume, options.supervised
     return again, given
 
 
@@ -142,7 +145,7 @@ def measure(plan: "Plan", options: argparse.Namespace, kept: Results | None = No
         json_file.write(results, options.json)
 
     with terminal.progress(plan.groups) as progress:
-        runner = Runner(plan, progress, kept=kept, watch=FileWatch(options.watch), save=save)
+        runner = Runner(plan, progress, kept=kept, watch=FileWatch(options.supervised[0]), save=save)
         try:
             results = runner.run()
         finally:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fusewright_bench import supervisor
+
 _BENCH_EPILOG = """\
 examples:
   fusewright bench                                        every op, the quick suite, about 4 minutes on 2 cores
@@ -98,7 +100,8 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--csv", type=Path, metavar="PATH", help="also write one line per row here")
     bench.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw PNG plots here; needs matplotlib")
     bench.add_argument("--fail-on", choices=["slower"], help="exit with 1 if a kernel of ours is SLOWER")
-    bench.add_argument("--watch", type=Path, help=argparse.SUPPRESS)  # from the supervisor, for the process it watches
+    # Last in the command of the process that the supervisor watches: where it tells its steps, where results go.
+    bench.add_argument(supervisor.OPTION, dest="supervised", type=Path, nargs=2, help=argparse.SUPPRESS)
 
 
 def _add_compare(commands: Any) -> None:

@@ -60,13 +60,8 @@ class Roofline:
         if self.device.type == "cpu":
             self.host, self.host_absence = _host_probes()
 
-    def bandwidth(self, bytes: int, threads: int, *, round_up: bool = True) -> Bandwidth:
-        """Copy and read bandwidth of a working set of ``bytes``: a copy of half of it, a read of all of it.
-
-        Measured at the next power of two unless told not to, so that cases of nearly one size share a probe.
-        """
-        if round_up:
-            bytes = 1 << max(bytes - 1, 1 << 12).bit_length()
+    def bandwidth(self, bytes: int, threads: int) -> Bandwidth:
+        """Copy and read bandwidth of a working set of ``bytes``: a copy of half of it, a read of all of it."""
         key = (bytes, threads)
         if key not in self.bandwidths:
             self.bandwidths[key] = self._measure_bandwidth(bytes, threads)
@@ -126,8 +121,7 @@ class Roofline:
     def memory_levels(self, threads: int) -> dict[str, Bandwidth]:
         """Bandwidth of every level, each over a working set that it holds and the one before does not."""
         found = {
-            level: self.bandwidth(int(size * _SHARE_OF_CACHE), threads, round_up=False)
-            for level, size in self.cache_bytes().items()
+            level: self.bandwidth(int(size * _SHARE_OF_CACHE), threads) for level, size in self.cache_bytes().items()
         }
         return {**found, "memory": self.far_beyond_cache(threads)}
 
@@ -144,7 +138,14 @@ class Roofline:
         limit = max(bounds, key=lambda name: bounds[name])
         return bounds[limit], limit
 
+    def evicting_call(self) -> Call:
+        """A call after which no cache holds anything of before: it writes as much as the largest holds, or more."""
+        size = max(_FAR_BEYOND_CACHE_BYTES[self.device.type], *self.cache_bytes().values(), 0)
+        filler = torch.empty(size // 4, dtype=torch.float32, device=self.device)
+        return lambda: filler.fill_(0.0)
+
     def as_dict(self) -> dict[str, Any]:
+        """The form in which a run keeps its limits; :func:`merged` joins two of them."""
         return {
             "probe": "torch" if self.host is None else "compiled",
             "compiled_probes_absent_because": self.host_absence,
@@ -175,17 +176,21 @@ class Roofline:
         return min(self.timer.seconds(call, repeat) for _ in range(_SAMPLES))
 
 
+def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The limits of an interrupted run, ``earlier``, and of the one that went on; the later measurement holds."""
+    identities = {"bandwidth": ("bytes", "threads"), "peak": ("unit", "dtype", "threads")}
+    joined = {}
+    for name, identity in identities.items():
+        entries = [*earlier.get(name, []), *later[name]]
+        joined[name] = list({tuple(entry[key] for key in identity): entry for entry in entries}.values())
+    return {**later, **joined}
+
+
 def copy_of_bytes(bytes: int, device: torch.device) -> Call:
     """A call that reads ``bytes`` / 2 and writes as many: torch's copy between two contiguous tensors."""
     source = torch.ones(max(bytes // 8, 1), dtype=torch.float32, device=device)
     destination = torch.zeros_like(source)
     return lambda: destination.copy_(source)
-
-
-def evicting_call(device: torch.device) -> Call:
-    """A call after which no cache holds anything of before: it writes more than they all hold."""
-    filler = torch.empty(_FAR_BEYOND_CACHE_BYTES[device.type] // 8, dtype=torch.float32, device=device)
-    return lambda: filler.fill_(0.0)
 
 
 def _host_probes() -> tuple[Any, str | None]:

@@ -13,7 +13,7 @@ from fusewright_bench.contenders import Contender, Preparation, first_line_of
 from fusewright_bench.harness import Call, Timer, run_rounds, timer_for
 from fusewright_bench.plan import Plan
 from fusewright_bench.results import COPY, Results, Row
-from fusewright_bench.roofline import Roofline, copy_of_bytes, evicting_call
+from fusewright_bench.roofline import Roofline, copy_of_bytes, merged
 from fusewright_bench.rows import RowMaker
 from fusewright_bench.watch import Watch
 
@@ -56,6 +56,7 @@ class Runner:
         if kept:
             # Of an unfinished group there are only the rows of providers that ended the process.
             self.results.cases, self.results.absent = list(kept.cases), list(kept.absent)
+        self._earlier_limits = kept.roofline if kept else {}
         self._finished = {row.case_key for row in self.results.cases if row.provider == COPY}
         failures = {(row.point, row.label): row.failure for row in self.results.cases if row.failure}
         self._preparation = Preparation(plan, self._rows, self._watch, failures, self.results)
@@ -64,6 +65,7 @@ class Runner:
         """Run every case. ``KeyboardInterrupt`` ends the run early and leaves ``results.complete`` false."""
         groups = [(case, self._threads_left(case)) for case in self._plan.cases]
         clock = _Clock(self._plan, sum(len(threads) for _, threads in groups))
+        self._note_limits()
         self._save(self.results)
         try:
             with _threads_restored():
@@ -74,14 +76,18 @@ class Runner:
                         clock.group_finished()
                         self._observer.group_finished(rows)
                         if clock.time_to_save():
+                            self._note_limits()
                             self._save(self.results)
             self.results.complete = True
         except KeyboardInterrupt:
             self.results.complete = False
         self._watch.rest()
-        self.results.roofline = self._roofline.as_dict()
+        self._note_limits()
         self.results.environment["clocks_mhz_at_end"] = environment.clocks_mhz(self._plan.device)
         return self.results
+
+    def _note_limits(self) -> None:
+        self.results.roofline = merged(self._earlier_limits, self._roofline.as_dict())
 
     def _threads_left(self, case: Case) -> list[int]:
         keys = {threads: self._rows.empty(case, COPY, "", threads).case_key for threads in self._plan.threads}
@@ -118,7 +124,7 @@ class Runner:
             self._timer,
             budget_s=budget_s,
             announce=lambda label: self._watch.step(rows[label]),
-            evict=evicting_call(self._plan.device) if self._plan.cold else None,
+            evict=self._roofline.evicting_call() if self._plan.cold else None,
         )
         self._watch.rest()
         notes = conditions.disturbances(before, conditions.Snapshot.take(self._plan.device), rounds.times)

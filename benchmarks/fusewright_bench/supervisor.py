@@ -15,6 +15,7 @@ from fusewright_bench.exit_codes import INTERRUPTED
 from fusewright_bench.report import json_file
 from fusewright_bench.watch import Step, read_step
 
+OPTION = "--supervised"
 WORKER = (sys.executable, "-m", "fusewright_bench")
 _POLL_S = 0.2
 
@@ -27,10 +28,10 @@ def supervise(arguments: Sequence[str], json_path: Path, time_limit_s: float, wo
     """
     with tempfile.TemporaryDirectory() as folder:
         watch = Path(folder) / "step"
-        command = [*arguments, "--json", str(json_path)]
+        command = list(arguments)
         while True:
             watch.write_text("")
-            code, hung = _run([*worker, *command, "--watch", str(watch)], watch, time_limit_s)
+            code, hung = _run([*worker, *command, OPTION, str(watch), str(json_path)], watch, time_limit_s)
             if code >= 0 and not hung:
                 return code
             step = read_step(watch)

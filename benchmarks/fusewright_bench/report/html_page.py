@@ -74,7 +74,7 @@ def _definitions(pairs: Iterable[tuple[str, object]]) -> str:
 
 def _plain_text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain_text(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_plain_text(item)}" for name, item in value.items()) or "none"
     if isinstance(value, list):
         return "; ".join(map(_plain_text, value)) or "none"
     return "unknown" if value is None else str(value)
