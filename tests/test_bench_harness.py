@@ -140,7 +140,9 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 def test_every_declaration_is_accurate_and_can_be_timed(op: str, mode: str) -> None:
     operation = OPERATIONS[op]
     for dtype in (torch.float32, torch.bfloat16):
-        shape = operation.shape({2: "4x300", 4: "5x3x16x24", 5: "1x2x128x16x2", 6: "1x2x2x40x40x16"}[operation.rank])
+        shape = operation.shape(
+            {2: "4x300", 3: "5x40x16", 4: "5x3x16x24", 5: "1x2x128x16x2", 6: "1x2x2x40x40x16"}[operation.rank]
+        )
         assert shape is not None
         case = Case(operation, shape, dtype, mode)
         assert case.cost.flops > 0 and case.cost.bytes > 0

@@ -56,7 +56,10 @@ def evaluate(case: Case, forward: Callable[[], Outputs], inputs: Inputs) -> Eval
 
 def oracle_of(case: Case, inputs: Inputs) -> Results:
     """The results of the plain formula in float64, from the same rounded inputs and output gradients."""
-    wide = {name: tensor.detach().double().requires_grad_(tensor.requires_grad) for name, tensor in inputs.items()}
+    wide = {
+        name: tensor.detach().double().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+    }
     return evaluate(case, partial(case.operation.formula, wide), wide).results
 
 
