@@ -28,8 +28,10 @@ std::string text(const uint3& index) {
 
 Grid grid;
 
-bool Grid::run(const LaunchShape& shape, const std::string& kernel, void (*run)(const void*), const void* arguments,
+bool Grid::run(const LaunchShape& launched, const std::string& kernel, void (*run)(const void*), const void* arguments,
                size_t arguments_bytes, uint64_t seed) {
+  LaunchShape shape = launched;
+  if (shape.cooperative) shape.cluster = shape.grid;
   kernel_ = kernel;
   run_ = run;
   arguments_ = arguments;
@@ -71,6 +73,7 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
   landing_ = static_cast<Landing>(random_.below(3));
   asynchronous_.start_cluster(live_threads_);
   waiting_.clear();
+  published_.clear();
   blocks_of_cluster_ = blocks;
   cluster_barrier_ = ClusterBarrier();
   while (static_cast<int>(blocks_.size()) < blocks) blocks_.push_back(std::make_unique<Block>());

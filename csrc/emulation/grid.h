@@ -1,9 +1,11 @@
-// The threads that run together: the blocks of one cluster, and the scheduler that chooses whose turn it is.
+// The threads that run together: the blocks of one cluster or of a cooperative launch, and the scheduler that chooses
+// whose turn it is.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,13 +36,16 @@ struct Wait {
     warp_collective,
     mbarrier,
     bulk_group,
-    wgmma
+    wgmma,
+    epoch
   } kind = Kind::nothing;
   int barrier = 0;    // its number
   unsigned mask = 0;  // of lanes
   const uint64_t* mbarrier = nullptr;
   int parity = 0;
   const void* pc = nullptr;
+  const uint32_t* word = nullptr;
+  uint32_t epoch = 0;
 };
 
 struct Block;
@@ -106,7 +111,8 @@ struct Failure {};
 
 class Grid {
  public:
-  // One launch, a cluster of blocks after the other in an order drawn from the seed. False: see report().
+  // One launch, a cluster of blocks after the other in an order drawn from the seed; a cooperative launch is run as one
+  // cluster. False: see report().
   bool run(const LaunchShape& shape, const std::string& kernel, void (*run)(const void*), const void* arguments,
            size_t arguments_bytes, uint64_t seed);
   const std::string& report() const { return report_; }
@@ -120,6 +126,8 @@ class Grid {
   ClusterBarrier& cluster_barrier() { return cluster_barrier_; }
   int live_threads() const { return live_threads_; }
   Asynchronous& asynchronous() { return asynchronous_; }
+  // What the publishers of words knew, see publish_epoch.
+  std::map<const uint32_t*, Knowledge>& published() { return published_; }
   Warp& warp_of(const Thread& thread) { return warps_[thread.warp]; }
 
   // The current thread waits until make_runnable; others go on.
@@ -167,6 +175,7 @@ class Grid {
   };
   std::vector<Waiting> waiting_;
   Asynchronous asynchronous_;
+  std::map<const uint32_t*, Knowledge> published_;
   int blocks_of_cluster_ = 0;  // the first of blocks_, which is never made shorter
   ClusterBarrier cluster_barrier_;
   int live_threads_ = 0;
@@ -201,6 +210,7 @@ void complete_cluster_barrier();
 Block* block_of(uintptr_t address);
 void check_no_collective_waits_for(Thread& thread);
 std::string describe(const Wait& wait, const Thread& thread);
+std::string describe_epoch(const Wait& wait);
 std::string describe_collective(unsigned mask, const Warp& warp);
 // " [library+0x123]", for addr2line.
 std::string describe_code(const void* pc);
