@@ -55,6 +55,11 @@ _warned: set[str] = set()
 _recording: list[Decision] | None = None
 
 
+def device_type(tensor: torch.Tensor) -> str:
+    """``tensor.device.type``, without the 0.3 microseconds it takes to make a device object of a CPU tensor's."""
+    return "cpu" if tensor.is_cpu else tensor.device.type
+
+
 def register(op: str, predicates: dict[str, Predicate]) -> None:
     """Declare which backends op has; each predicate returns why it refuses a call, or None."""
     _predicates[op] = predicates

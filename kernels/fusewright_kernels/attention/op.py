@@ -135,7 +135,7 @@ def _attention(
         block_mask = pattern.block_mask(query.shape[1], query.shape[2], key.shape[2], query.device)
     seed_on_device = philox.seed_tensor(seed, query.device) if dropout_p > 0.0 else None
     dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
-    chosen = dispatch.choose("attention", query.device.type, dtypes, query.ndim, backend)
+    chosen = dispatch.choose("attention", dispatch.device_type(query), dtypes, query.ndim, backend)
     arguments = (
         query, key, value, mask, block_mask, alibi_slopes, sinks, seed_on_device, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap_value, float(dropout_p), *window, bottom_right,

@@ -26,7 +26,7 @@ def _arguments(
 
 def _backend(query: Tensor, mask: Tensor | None) -> str:
     dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
-    return dispatch.choose("attention", query.device.type, dtypes, query.ndim)
+    return dispatch.choose("attention", dispatch.device_type(query), dtypes, query.ndim)
 
 
 def slot_forward(
