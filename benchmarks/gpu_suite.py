@@ -20,7 +20,7 @@ SOURCE_ROOTS = [str(ROOT / folder) for folder in ("engine", "kernels", "benchmar
 # Small, and through every kernel: compute-sanitizer slows a kernel a hundredfold.
 SANITIZER_CASE = """
 import torch
-from fusewright import functional
+from fusewright import functional, nn
 for dtype in (torch.float32, torch.bfloat16):
     for columns in (7, 64, 768, 1025, 20000):
         x = torch.randn(5, columns, device="cuda", dtype=dtype, requires_grad=True)
@@ -31,6 +31,10 @@ for dtype in (torch.float32, torch.bfloat16):
         functional.add_layer_norm(x, x, columns, w, b, dropout_p=0.1, backend="cuda")[0].sum().backward()
         functional.softmax(x, 0, backend="cuda").sum().backward()
         functional.softmax(x, 1, backend="cuda").sum().backward()
+for cell in ("LSTM", "GRU", "RNN"):
+    layer = getattr(nn, cell)(40, 300, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.tensor([3, 0, 7, 5], device="cuda")
+    layer(torch.randn(7, 4, 40, device="cuda", dtype=torch.bfloat16), lengths=lengths)[0].sum().backward()
 if torch.cuda.get_device_capability() == (9, 0):
     for width in (64, 128):
         q = torch.randn(1, 2, 300, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)

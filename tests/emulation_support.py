@@ -88,15 +88,16 @@ def _refuse_rows(call: Call) -> str | None:
     return row_kernels.refuse_unless_on("cpu", call)
 
 
-def _refuse_attention(call: Call) -> str | None:
+def _refuse_float32(call: Call) -> str | None:
     return None if call.device_type == "cpu" and call.dtypes[0] in LOW_PRECISION else "no kernel takes it"
 
 
 _PREDICATES = {
     "norm": _refuse_rows,
     "softmax": _refuse_rows,
-    "attention": _refuse_attention,
-    "attention_decode": _refuse_attention,
+    "attention": _refuse_float32,
+    "attention_decode": _refuse_float32,
+    "recurrent": _refuse_float32,
 }
 
 

@@ -89,6 +89,15 @@ def test_scripted_modules_are_torchs(name):
     assert_same(flattened(scripted(input)), expected, rtol=0, atol=0)
 
 
+@cells
+def test_cells_compile_as_torchs_do(name):
+    module, input = made(CELLS[name]), normal(3, 5)
+    expected = trained(module, input)
+    with fusewright.enabled():
+        compiled = torch.compile(module, backend="eager", fullgraph=True)
+        assert_same(trained(compiled, input), expected)
+
+
 def test_dropout_between_layers_draws_and_can_be_switched_off():
     module, input = made(lambda: nn.LSTM(5, 8, 2, dropout=0.5)), normal(4, 3, 5)
     expected = flattened(module.eval()(input))

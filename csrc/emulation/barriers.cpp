@@ -162,6 +162,8 @@ std::string describe(const Wait& wait, const Thread& thread) {
       return "its bulk copies" + describe_code(wait.pc);
     case Wait::Kind::wgmma:
       return "its wgmma, which the other warps of the warpgroup have not all issued" + describe_code(wait.pc);
+    case Wait::Kind::epoch:
+      return describe_epoch(wait) + describe_code(wait.pc);
     case Wait::Kind::nothing:
       break;
   }

@@ -28,8 +28,10 @@ std::string text(const uint3& index) {
 
 Grid grid;
 
-bool Grid::run(const LaunchShape& shape, int together, const std::string& kernel, void (*run)(const void*),
+bool Grid::run(const LaunchShape& launched, int together, const std::string& kernel, void (*run)(const void*),
                const void* arguments, size_t arguments_bytes, uint64_t seed) {
+  LaunchShape shape = launched;
+  if (shape.cooperative) shape.cluster = shape.grid;
   kernel_ = kernel;
   run_ = run;
   arguments_ = arguments;
@@ -78,6 +80,7 @@ void Grid::start_clusters(const LaunchShape& shape, const std::vector<uint3>& fi
   clusters_.assign(first_blocks.size(), Cluster());
   for (Cluster& cluster : clusters_) cluster.live_threads = blocks_of_cluster_ * threads_of_block;
   turns_.clear();
+  published_.clear();
   while (static_cast<int>(blocks_.size()) < blocks) blocks_.push_back(std::make_unique<Block>());
   threads_.resize(live_threads_);
   warps_.resize(blocks * warps_of_block);

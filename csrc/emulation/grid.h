@@ -1,5 +1,5 @@
-// The threads that run together: the blocks of one or several clusters, and the scheduler that chooses whose turn it
-// is.
+// The threads that run together: the blocks of one or several clusters or of a cooperative launch, and the scheduler
+// that chooses whose turn it is.
 #pragma once
 
 #include <array>
@@ -37,13 +37,16 @@ struct Wait {
     warp_collective,
     mbarrier,
     bulk_group,
-    wgmma
+    wgmma,
+    epoch
   } kind = Kind::nothing;
   int barrier = 0;    // its number
   unsigned mask = 0;  // of lanes
   const uint64_t* mbarrier = nullptr;
   int parity = 0;
   const void* pc = nullptr;
+  const uint32_t* word = nullptr;
+  uint32_t epoch = 0;
 };
 
 struct Block;
@@ -111,7 +114,8 @@ struct Failure {};
 
 class Grid {
  public:
-  // One launch, `together` clusters of blocks after the others in an order drawn from the seed. False: see report().
+  // One launch, `together` clusters of blocks after the others in an order drawn from the seed; a cooperative launch is
+  // run as one cluster. False: see report().
   bool run(const LaunchShape& shape, int together, const std::string& kernel, void (*run)(const void*),
            const void* arguments, size_t arguments_bytes, uint64_t seed);
   const std::string& report() const { return report_; }
@@ -128,6 +132,8 @@ class Grid {
   Block& block_of_cluster(int rank) { return *blocks_[current_->block->cluster * blocks_of_cluster_ + rank]; }
   Knowledge& turn_knowledge(const int* turns) { return turns_[turns]; }
   Asynchronous& asynchronous() { return asynchronous_; }
+  // What the publishers of words knew, see publish_epoch.
+  std::map<const uint32_t*, Knowledge>& published() { return published_; }
   Warp& warp_of(const Thread& thread) { return warps_[thread.warp]; }
 
   // The current thread waits until make_runnable; others go on.
@@ -175,6 +181,7 @@ class Grid {
   };
   std::vector<Waiting> waiting_;
   Asynchronous asynchronous_;
+  std::map<const uint32_t*, Knowledge> published_;
   int blocks_of_cluster_ = 0;
   std::vector<Cluster> clusters_;  // those running; theirs are the first of blocks_, which is never made shorter
   std::map<const int*, Knowledge> turns_;
@@ -210,6 +217,7 @@ void complete_cluster_barrier(Cluster& cluster);
 Block* block_of(uintptr_t address);
 void check_no_collective_waits_for(Thread& thread);
 std::string describe(const Wait& wait, const Thread& thread);
+std::string describe_epoch(const Wait& wait);
 std::string describe_collective(unsigned mask, const Warp& warp);
 // " [library+0x123]", for addr2line.
 std::string describe_code(const void* pc);

@@ -69,6 +69,9 @@ int launch(const void* address, const LaunchShape& shape, void (*run)(const void
       shape.grid.y > 65535 || shape.grid.z > 65535 || !tiles(shape.grid, shape.cluster)) {
     return cudaErrorInvalidConfiguration;
   }
+  // No kernel that has to be resident as a whole is small enough for two of its blocks on one multiprocessor.
+  const uint64_t blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
+  if (shape.cooperative && blocks > static_cast<uint64_t>(multiprocessors)) return cudaErrorCooperativeLaunchTooLarge;
   const auto asked = largest_dynamic_shared.find(address);
   const size_t allowed = asked == largest_dynamic_shared.end() ? dynamic_shared_without_asking : asked->second;
   if (shape.dynamic_shared_bytes > allowed) return cudaErrorInvalidValue;
@@ -115,6 +118,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorNotSupported:
       return "operation not supported";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
     case cudaErrorLaunchFailure:
       return last_report.c_str();
   }

@@ -55,17 +55,19 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeCooperative };
 using cudaStream_t = struct CUstream_st*;
 
 union cudaLaunchAttributeValue {
   struct {
     unsigned x, y, z;
   } clusterDim;
+  int cooperative;
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -101,8 +103,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   shape.block = config->blockDim;
   shape.dynamic_shared_bytes = config->dynamicSmemBytes;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
-    const auto& size = config->attrs[i].val.clusterDim;
-    shape.cluster = dim3(size.x, size.y, size.z);
+    const cudaLaunchAttributeValue& value = config->attrs[i].val;
+    if (config->attrs[i].id == cudaLaunchAttributeCooperative) {
+      shape.cooperative = value.cooperative != 0;
+    } else {
+      shape.cluster = dim3(value.clusterDim.x, value.clusterDim.y, value.clusterDim.z);
+    }
   }
   const auto run = [](const void* arguments) {
     const Call& call = *static_cast<const Call*>(arguments);

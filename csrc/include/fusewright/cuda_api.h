@@ -6,6 +6,7 @@
 
 #include "fusewright/attention.h"
 #include "fusewright/normalization.h"
+#include "fusewright/recurrent.h"
 #include "fusewright/softmax.h"
 
 #pragma GCC visibility push(default)
@@ -47,5 +48,18 @@ int64_t fusewright_cuda_attention_backward_workspace(const fusewright::Attention
 int fusewright_cuda_attention_decode(const fusewright::AttentionDecodeParams* params, const int64_t* lengths,
                                      void* workspace, void* stream);
 int64_t fusewright_cuda_attention_decode_workspace(const fusewright::AttentionDecodeParams* params);
+
+// bfloat16 or float16. `workspace` holds the bytes that the entry before tells for the same params on the same device,
+// aligned to 16, and is cleared on the stream where need be. The launch is cooperative.
+int fusewright_cuda_recurrent_forward_workspace(const fusewright::RecurrentForwardStepsParams* params, int64_t* bytes);
+int fusewright_cuda_recurrent_forward(const fusewright::RecurrentForwardStepsParams* params, void* workspace,
+                                      void* stream);
+int fusewright_cuda_recurrent_backward_workspace(const fusewright::RecurrentBackwardStepsParams* params,
+                                                 int64_t* bytes);
+int fusewright_cuda_recurrent_backward(const fusewright::RecurrentBackwardStepsParams* params, void* workspace,
+                                       void* stream);
+// taken (T, B, I) = input, all of 16-bit elements, with zeros for what lies behind a sample's end.
+int fusewright_cuda_recurrent_taken_rows(const void* input, const int64_t* lengths, void* taken, int64_t time,
+                                         int64_t batch, int64_t width, void* stream);
 }
 #pragma GCC visibility pop

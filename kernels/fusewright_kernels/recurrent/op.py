@@ -12,7 +12,7 @@ from fusewright_kernels.recurrent.function import Recurrent, run
 from fusewright_kernels.recurrent.variants import Variation as Variation
 
 backend_reference.attach()
-dispatch.register("recurrent", {"cpu": cpu_kernels.refuse})
+dispatch.register("recurrent", {"cuda": backend_native.refuse_cuda, "cpu": cpu_kernels.refuse})
 dispatch.register("projected_recurrent", {"cpu": backend_native.refuse_projection})
 dispatch.register("varied_recurrent", {})
 
@@ -42,6 +42,8 @@ def recurrent(
         h0 = checks.state("h0", h0, input, weight_hh.shape[-1] if weight_hr is None else weight_hr.shape[0])
         if cell == "lstm":
             c0 = checks.state("c0", c0, input, weight_hh.shape[0] // library.CELL_GATES[cell])
+    if c0 is not None and c0 is h0 and torch.compiler.is_compiling():
+        c0 = c0.view_as(c0)  # Dynamo refuses a function that is given one tensor twice, as torch.nn.LSTMCell gives it
     tensors = _under_autocast(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     checks.operands(library.CELL_GATES[cell], *tensors)
     dtype = tensors[0].dtype
