@@ -121,6 +121,11 @@ const fusewright::CpuKernels* fusewright_cpu_kernels();
 // another thread runs a kernel.
 int fusewright_cpu_select(const char* isa);
 
+// Whether attention multiplies float32 as three bfloat16 where the table in use has tiles: at float32's accuracy, and
+// faster than vectors do. Off unless FUSEWRIGHT_FLOAT32_PRODUCTS is "split" or it is switched on here.
+int fusewright_cpu_float32_split();
+void fusewright_cpu_split_float32(int split);
+
 // Name of the table in use; empty if FUSEWRIGHT_CPU_ISA names one that cannot run here.
 const char* fusewright_cpu_selected();
 
