@@ -13,7 +13,7 @@ ARGS ?=
 SYSTEM_CUDA_TORCH := $(shell command -v nvidia-smi >/dev/null && $(PYTHON) -c \
 	"import torch; print('yes' if torch.cuda.is_available() else '')" 2>/dev/null)
 
-.PHONY: bench test build lint format typecheck verify compile-check sanitize new wheel clean
+.PHONY: bench test build lint format typecheck verify count compile-check sanitize new wheel clean
 
 bench: $(VENV)/ready
 	$(BIN)/fusewright bench $(if $(OP),--op $(OP)) $(ARGS)
@@ -39,6 +39,9 @@ typecheck: $(VENV)/ready
 
 verify: $(VENV)/ready build
 	$(BIN)/fusewright verify $(if $(OP),--op $(OP)) $(ARGS)
+
+count: $(VENV)/ready build
+	$(BIN)/python -m fusewright_bench.studies.instruction_count $(ARGS)
 
 compile-check: $(VENV)/ready
 	$(BIN)/python -m fusewright_kernels.triton_compile_check

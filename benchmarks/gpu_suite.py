@@ -20,7 +20,7 @@ SOURCE_ROOTS = [str(ROOT / folder) for folder in ("engine", "kernels", "benchmar
 # Small, and through every kernel: compute-sanitizer slows a kernel a hundredfold.
 SANITIZER_CASE = """
 import torch
-from fusewright import functional
+from fusewright import functional, nn
 for dtype in (torch.float32, torch.bfloat16):
     for columns in (7, 64, 768, 1025, 20000):
         x = torch.randn(5, columns, device="cuda", dtype=dtype, requires_grad=True)
@@ -31,10 +31,21 @@ for dtype in (torch.float32, torch.bfloat16):
         functional.add_layer_norm(x, x, columns, w, b, dropout_p=0.1, backend="cuda")[0].sum().backward()
         functional.softmax(x, 0, backend="cuda").sum().backward()
         functional.softmax(x, 1, backend="cuda").sum().backward()
+for cell in ("LSTM", "GRU", "RNN"):
+    layer = getattr(nn, cell)(40, 300, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.tensor([3, 0, 7, 5], device="cuda")
+    layer(torch.randn(7, 4, 40, device="cuda", dtype=torch.bfloat16), lengths=lengths)[0].sum().backward()
 if torch.cuda.get_device_capability() == (9, 0):
     for width in (64, 128):
-        q = torch.randn(1, 2, 300, width, device="cuda", dtype=torch.bfloat16)
-        functional.scaled_dot_product_attention(q, q[:, :1], q[:, :1], is_causal=True, enable_gqa=True, backend="cuda")
+        q = torch.randn(1, 2, 300, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        k = torch.randn(1, 1, 300, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            o = functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True, backend="cuda")
+            o.backward(torch.ones_like(o))
+        torch.use_deterministic_algorithms(False)
+        cache, lengths = q.detach(), torch.tensor([299], device="cuda")
+        functional.decode_attention(q.detach()[:, :, :2], cache, cache, lengths, window=200, backend="cuda")
 torch.cuda.synchronize()
 """
 

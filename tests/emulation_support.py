@@ -59,6 +59,16 @@ def set_multiprocessors(count: int) -> None:
     core().fusewright_emulation_set_multiprocessors(count)
 
 
+@contextmanager
+def clusters_together(count: int) -> Iterator[None]:
+    """Inside the block, so many clusters of blocks run at the same time."""
+    core().fusewright_emulation_set_clusters_together(count)
+    try:
+        yield
+    finally:
+        core().fusewright_emulation_set_clusters_together(1)
+
+
 def report() -> str:
     """What the last failed launch did wrong."""
     return core().fusewright_emulation_report().decode()
@@ -78,11 +88,17 @@ def _refuse_rows(call: Call) -> str | None:
     return row_kernels.refuse_unless_on("cpu", call)
 
 
-def _refuse_attention(call: Call) -> str | None:
+def _refuse_float32(call: Call) -> str | None:
     return None if call.device_type == "cpu" and call.dtypes[0] in LOW_PRECISION else "no kernel takes it"
 
 
-_PREDICATES = {"norm": _refuse_rows, "softmax": _refuse_rows, "attention": _refuse_attention}
+_PREDICATES = {
+    "norm": _refuse_rows,
+    "softmax": _refuse_rows,
+    "attention": _refuse_float32,
+    "attention_decode": _refuse_float32,
+    "recurrent": _refuse_float32,
+}
 
 
 @contextmanager

@@ -52,14 +52,62 @@ def test_repeats_bit_for_bit_and_agrees_with_triton(width):
     testing.assert_accurate(first.cpu(), triton.cpu().double())
 
 
-def test_gradients_by_triton_from_its_statistics():
-    tensors = [tensor.requires_grad_() for tensor in _inputs(torch.bfloat16, 4, 2, 300, 500, 128)]
-    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    gradients = []
-    for inputs, backend in ((tensors, "cuda"), (wide, None)):
-        output = functional.scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True, backend=backend)
-        generator = torch.Generator().manual_seed(1)
-        cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-        gradients.append(torch.autograd.grad(output, inputs, cotangent))
-    for actual, expected in zip(*gradients, strict=True):
-        testing.assert_accurate(actual.cpu(), expected.cpu(), "gradient")
+def _gradients(tensors: list[Tensor], keywords: dict[str, object], backend: str | None) -> list[Tensor]:
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    output = functional.scaled_dot_product_attention(*leaves, **keywords, enable_gqa=True, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(torch.bfloat16).to(output)
+    return list(torch.autograd.grad(output, leaves, cotangent))
+
+
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("alignment", [None, "top_left", "bottom_right"])
+def test_gradients_against_the_oracle(dtype, width, lengths, alignment):
+    tensors = _inputs(dtype, 4, 2, *lengths, width)
+    keywords = {"is_causal": alignment is not None, "causal_alignment": alignment or "top_left"}
+    actual = _gradients(tensors, keywords, "cuda")
+    expected = _gradients([tensor.double() for tensor in tensors], keywords, None)
+    for gradient, oracle in zip(actual, expected, strict=True):
+        testing.assert_accurate(gradient.cpu(), oracle.cpu(), "gradient")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("width", [64, 128])
+def test_gradients_repeat_bit_for_bit_where_that_is_asked_for(width, causal):
+    tensors = _inputs(torch.bfloat16, 16, 8, 1900, 2100, width)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [_gradients(tensors, {"is_causal": causal}, "cuda") for _ in range(20)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for run in runs:
+        assert all(testing.bits_equal(*pair) for pair in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("widths", [(96, 96), (80, 40), (24, 128)], ids=str)
+def test_head_dimensions(widths):
+    query, key, value = _inputs(torch.bfloat16, 4, 2, 300, 500, 128)
+    tensors = [query[..., : widths[0]], key[..., : widths[0]], value[..., : widths[1]]]
+    actual = _gradients(tensors, {"is_causal": True}, "cuda")
+    expected = _gradients([tensor.double() for tensor in tensors], {"is_causal": True}, None)
+    for gradient, oracle in zip(actual, expected, strict=True):
+        testing.assert_accurate(gradient.cpu(), oracle.cpu(), "gradient")
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("width", [64, 128])
+def test_decoding_agrees_with_the_oracle(width, queries):
+    query, keys, values = _inputs(torch.bfloat16, 32, 8, queries, 5000, width)
+    lengths = torch.tensor([4097, 5], device="cuda")
+    output = functional.decode_attention(query, keys, values, lengths, backend="cuda")
+    oracle = functional.decode_attention(query.double(), keys.double(), values.double(), lengths)
+    testing.assert_accurate(output.cpu(), oracle.cpu())
+
+
+def test_gradients_agree_with_tritons():
+    tensors = _inputs(torch.bfloat16, 8, 2, 1500, 1500, 128)
+    cuda, triton = (_gradients(tensors, {"is_causal": True}, backend) for backend in ("cuda", "triton"))
+    for actual, expected in zip(cuda, triton, strict=True):
+        testing.assert_accurate(actual.cpu(), expected.cpu().double(), "gradient")

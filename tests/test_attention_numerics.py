@@ -57,6 +57,42 @@ def test_other_instruction_sets(isa):
     ]
 
 
+@pytest.fixture
+def tiles_with_split_float32():
+    """The kernels in tiles, which multiply float32 as three bfloat16 when they are told to."""
+    best = native.cpu_isa()
+    tiles = next((isa for isa in ISAS if isa.startswith("amx")), None)
+    if tiles is None:
+        pytest.skip("neither AMX nor AVX512-BF16, which the model of AMX tiles needs")
+    native.select_cpu_isa(tiles)
+    native.split_float32_products(True)
+    yield
+    native.split_float32_products(False)
+    native.select_cpu_isa(best)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.dtype is torch.float32][::4], ids=lambda case: case.id)
+def test_float32_by_three_bfloat16(case, tiles_with_split_float32):
+    assert not _failures(case, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_split_elements_that_are_not_finite(dtype, tiles_with_split_float32):
+    """A key whose logit is -inf hides itself alone, and an infinite value reaches the rows that see it as infinity."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 90, 40).to(dtype) for _ in range(3))
+    query[..., 0] = query[..., 0].abs() + 0.5
+    key[:, 0, 30, 0] = -torch.inf
+    value[:, 0, 10, 5] = torch.finfo(dtype).max
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), key.double(), value.double(), is_causal=True
+    )
+    value[:, 1, 80, 3] = torch.inf
+    expected[:, 1, 80:, 3] = torch.inf
+    output = functional.scaled_dot_product_attention(query, key, value, is_causal=True, backend="cpu")
+    torch.testing.assert_close(output.double(), expected, rtol=2e-3, atol=2e-3)
+
+
 def test_long_sequence_keeps_its_accuracy():
     """Errors of the sums must not grow with the number of keys."""
     assert not _failures(AttentionCase((1, 1, 1, 16, 30011, 16, 16), torch.float32), "cpu")

@@ -19,6 +19,11 @@ ENTRIES = (
     "fusewright_cuda_softmax_forward",
     "fusewright_cuda_softmax_backward",
     "fusewright_cuda_attention_forward",
+    "fusewright_cuda_recurrent_forward",
+    "fusewright_cuda_recurrent_forward_workspace",
+    "fusewright_cuda_recurrent_backward",
+    "fusewright_cuda_recurrent_backward_workspace",
+    "fusewright_cuda_recurrent_taken_rows",
 )
 
 

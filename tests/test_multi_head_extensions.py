@@ -156,7 +156,10 @@ def test_bad_caches():
     cache = module.make_cache(BATCH, 3)
     for call, message in (
         ({}, "need_weights is True"),
-        ({"need_weights": False, "attn_mask": torch.zeros(2, 2)}, "attn_mask is given"),
+        (
+            {"need_weights": False, "attn_mask": torch.zeros(2, 3, dtype=torch.bool)},
+            "attn_mask is given, of torch.bool",
+        ),
         ({"need_weights": False}, "key.requires_grad is True"),
     ):
         with pytest.raises(ArgumentValueError, match=message):
@@ -192,3 +195,18 @@ def test_copies():
     module = _extended("all")
     x = _normal(BATCH, QUERIES, WIDTH)
     assert torch.equal(copy.deepcopy(module)(x, x, x)[0], module(x, x, x)[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False, "num_kv_heads": 2}, {"kdim": 10, "vdim": 10}], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_memory_is_projected_once(options, batch_first):
+    module = MultiheadAttention(WIDTH, HEADS, batch_first=batch_first, **options)
+    query, memory = _normal(3, BATCH, WIDTH), _normal(5, BATCH, options.get("kdim", WIDTH), seed=1)
+    if batch_first:
+        query, memory = query.transpose(0, 1), memory.transpose(0, 1)
+    projected = module.project_memory(memory)
+    actual = module(query, memory, memory, projected=projected)
+    for one, other in zip(actual, module(query, memory, memory), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ArgumentValueError, match=r"memory.shape is \(5, 7\)"):
+        module.project_memory(_normal(5, 7))

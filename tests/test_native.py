@@ -167,6 +167,7 @@ def test_probes_give_rates_and_refuse_nonsense() -> None:
     assert host.copy_bandwidth(1 << 20, 1) > 0.1
     assert host.read_bandwidth(1 << 20, 1) > 0.1
     assert host.fma_peak(1) > 0.1
+    assert host.exp_peak(1) > 0.01 and host.exp_peak(1, two_bytes=True) > 0.01
     assert host.amx_peak(1) >= 0.0
     with pytest.raises(ValueError, match="threads is 0, expected at least 1"):
         host.copy_bandwidth(1 << 20, 0)

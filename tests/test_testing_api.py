@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fusewright import functional, testing
-from fusewright.testing import baseline, budgets, layouts, verify
+from fusewright.testing import baseline, budgets, golden, layouts, verify
+from fusewright_kernels import dispatch
 
 FLOAT32_UNIT = 2.0**-24
 
@@ -326,6 +327,22 @@ def test_verify_fails_on_a_wrong_op_and_does_not_keep_its_errors(tmp_path, capsy
     assert not path.exists()
 
 
+def test_verify_lists_the_cases_that_a_backend_refuses(tmp_path, capsys, few_cases, monkeypatch):
+    refused = testing.cases(["softmax"])[4].id
+    right = verify.evaluate
+
+    def evaluate(case, *args, **keywords):
+        if case.id == refused:
+            raise dispatch.RefusedBackendError("backend is 'reference': too wide")
+        return right(case, *args, **keywords)
+
+    monkeypatch.setattr(verify, "evaluate", evaluate)
+    report = tmp_path / "report.json"
+    assert verify.main(["--backend", "reference", "--op", "softmax", "--json", str(report)]) == 0
+    assert "skipped 1 cases: backend is 'reference': too wide" in capsys.readouterr().out
+    assert refused not in {row["case"] for row in json.loads(report.read_text())["cases"]}
+
+
 def test_verify_says_when_a_backend_cannot_serve(capsys):
     if torch.cuda.is_available():
         pytest.skip("every backend may serve where there is a GPU")
@@ -340,3 +357,25 @@ def test_a_damaged_or_older_baseline_is_refused_and_left_alone(tmp_path, capsys,
     assert verify.main(["--backend", "reference", "--op", "softmax", "--baseline", str(path), "--update"]) == 2
     assert str(path) in capsys.readouterr().err
     assert path.read_text() == content
+
+
+def test_exact_results_have_the_bits_on_record() -> None:
+    for backend in ("reference", "cpu"):
+        found = list(golden.compare(backend, torch.device("cpu")))
+        assert [result.name for result in found] == list(golden.load())
+        assert all(result.digest == result.kept for result in found), found
+
+
+def test_a_flipped_bit_fails_verification(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    name, compute = next(iter(golden.GOLDEN.items()))
+
+    def flipped(device: torch.device, backend: str | None) -> torch.Tensor:
+        mask = compute(device, backend).clone()
+        mask[0, 0] ^= True
+        return mask
+
+    monkeypatch.setattr(golden, "GOLDEN", {name: flipped})
+    monkeypatch.setattr(verify, "cases", lambda wanted: [])
+    assert verify.main(["--backend", "reference"]) == 1
+    assert f"FAIL {name}: its bits have changed" in capsys.readouterr().out
+    assert golden.digest(torch.zeros(2, 3)) != golden.digest(torch.zeros(3, 2)) != golden.digest(torch.zeros(6))

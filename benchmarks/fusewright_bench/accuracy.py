@@ -8,13 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusewright.testing import budget_of, error_in_u
+from fusewright.testing import budget_of, error_in_u, unit
 from fusewright_bench.case import Case, Inputs, Outputs, grad_outputs_of
 from fusewright_bench.harness import synchronize
 
 # Rounding a result once already costs about this much. Two errors below it are both as good as exact, and their
 # quotient says nothing.
 ROUNDING_U = 0.5
+
+# An error of this share of the result, where plain PyTorch has much less, is no rounding: the answer is another one.
+# That of float32 leaves room for products in TF32 and in bfloat16.
+WRONG_SHARE = {torch.float32: 0.005, torch.float16: 0.02, torch.bfloat16: 0.05}
+WRONG_FACTOR = 16.0
 
 Results = dict[str, Tensor]
 
@@ -51,7 +56,10 @@ def evaluate(case: Case, forward: Callable[[], Outputs], inputs: Inputs) -> Eval
 
 def oracle_of(case: Case, inputs: Inputs) -> Results:
     """The results of the plain formula in float64, from the same rounded inputs and output gradients."""
-    wide = {name: tensor.detach().double().requires_grad_(tensor.requires_grad) for name, tensor in inputs.items()}
+    wide = {
+        name: tensor.detach().double().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
+        for name, tensor in inputs.items()
+    }
     return evaluate(case, partial(case.operation.formula, wide), wide).results
 
 
@@ -63,6 +71,12 @@ def errors_in_u(results: Results, oracle: Results) -> dict[str, float]:
 def error_ratio(errors: dict[str, float], plain: dict[str, float]) -> float:
     """The largest quotient of a tensor's error and plain PyTorch's, both taken as at least ``ROUNDING_U``."""
     return max(max(error, ROUNDING_U) / max(plain[name], ROUNDING_U) for name, error in errors.items())
+
+
+def wrong_results(errors: dict[str, float], plain: dict[str, float], dtype: torch.dtype) -> list[str]:
+    """The tensors that are no approximation of the oracle's, by name; ``plain`` may lack some or all of them."""
+    wrong_u = WRONG_SHARE[dtype] / unit(dtype)
+    return [name for name, error in errors.items() if not error <= max(wrong_u, WRONG_FACTOR * plain.get(name, 0.0))]
 
 
 def within_budget(errors: dict[str, float], dtype: torch.dtype) -> bool:

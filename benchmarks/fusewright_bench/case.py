@@ -19,7 +19,7 @@ Forward = Callable[[], Outputs]
 
 MODES = ("fwd", "bwd", "both")  # both: one forward and one backward, timed together
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SUITES = ("quick", "micro", "models")
+SUITES = ("quick", "micro", "models", "scaling", "full")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -47,17 +47,36 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Shapes that grow along one axis, such as the sequence length, and the size of each along it."""
+
+    axis: str
+    shapes: tuple[Shape, ...]
+    sizes: tuple[int, ...]
+
+
+def growth(axis: str, sizes: Sequence[int], shape_of: Callable[[int], tuple[int, ...]]) -> Growth:
+    """``shape_of`` gives the sizes of the shape for every size along ``axis``."""
+    made = [shape_of(size) for size in sizes]
+    return Growth(
+        axis, tuple(Shape("x".join(map(str, one)), one, frozenset({"scaling"})) for one in made), tuple(sizes)
+    )
+
+
+@dataclass(frozen=True)
 class Cost:
     """The least work that any implementation of a case does.
 
     ``bytes`` counts every operand once, read or written; ``flops`` counts an exponential or a division as one.
     ``matrix`` says that nearly all of ``flops`` are matrix products, so that their measured peak is a bound too; no
-    such bound follows from a count of exponentials and divisions.
+    such bound follows from a count of exponentials and divisions. ``exponentials`` are those that no formula can do
+    without; their measured rate is a bound.
     """
 
     flops: int
     bytes: int
     matrix: bool = False
+    exponentials: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +117,7 @@ class Operation:
         differentiable: the inputs that get gradients.
         outputs: names of the outputs, in order.
         rank: how many sizes a shape given on the command line needs at least.
+        scaling: the shapes of the scaling suite, by axis.
         baseline: the provider that people use today; speed-ups are over it and errors are compared with its.
     """
 
@@ -112,6 +132,7 @@ class Operation:
     outputs: tuple[str, ...]
     rank: int = 2
     baseline: str = "torch"
+    scaling: tuple[Growth, ...] = ()
 
     def shape(self, text: str) -> Shape | None:
         """The shape of that name, or an unnamed one such as ``"512x4096"``; None if ``text`` is neither."""

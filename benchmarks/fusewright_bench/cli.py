@@ -3,15 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-OK, SLOWER_FOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-_SUITE_BUDGET_S = {"quick": 140.0, "micro": 90.0, "models": 900.0}
-# Without --budget, a selection of few cases ends early rather than use up a budget made for a whole suite.
-_GROUP_BUDGET_S = 4.0
+from fusewright_bench import supervisor
 
 _BENCH_EPILOG = """\
 examples:
@@ -19,9 +14,14 @@ examples:
   fusewright bench --suite models --dtype bfloat16        shapes of real models
   fusewright bench --op rms_norm --shape 300x5000 --mode fwd,both --threads 1,2
   fusewright bench --op softmax --fail-on slower          exit code 1 if a kernel of ours is slower than torch
+  fusewright bench --op attention --provider all --list   what there is to compare with, and why some of it is absent
 
-exit codes: 0 done, 1 something is slower and --fail-on was given, 2 wrong usage,
-130 interrupted (what is done is saved)
+suites: quick (on all cores; the others also on 1), micro (sizes), models (shapes of real models),
+scaling (over length, width, batch and threads), full (every shape and provider)
+A provider that throws, hangs, crashes or answers wrongly becomes a marked row. Results are saved every few seconds.
+
+exit codes: 0 done, 1 something is slower and --fail-on was given, 2 wrong usage, 3 the suite itself failed,
+130 interrupted (what is done is saved: --resume PATH goes on), 128 + N ended by signal N
 """
 
 
@@ -39,7 +39,7 @@ def _thread_counts(text: str) -> tuple[int, ...]:
 def _positive_seconds(text: str) -> float:
     seconds = float(text)
     if not seconds > 0.0:
-        raise ValueError("a budget is above 0")
+        raise ValueError("expected a number above 0")
     return seconds
 
 
@@ -67,20 +67,41 @@ def _add_bench(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     several = {"type": _names, "action": "extend", "default": [], "metavar": "NAME,..."}
-    bench.add_argument("--suite", metavar="NAME", help="quick (default), micro or models")
+    bench.add_argument("--suite", metavar="NAME", help="quick (default), micro, models, scaling or full")
     bench.add_argument("--op", **several, help="only these ops")
-    bench.add_argument("--provider", **several, help="only these providers, and the baseline")
+    bench.add_argument("--provider", **several, help="only these providers, and the baseline; all for every one")
+    bench.add_argument("--backend", **several, help="only providers of these backends, and the baseline")
     bench.add_argument("--dtype", **several, help="float32 and bfloat16 unless given; also float16")
     bench.add_argument("--shape", **several, help="shapes by name or size, such as gpt2 or 512x4096, of any suite")
     bench.add_argument("--mode", **several, help="fwd, bwd, or both in one call; fwd,both unless given")
-    bench.add_argument("--threads", type=_thread_counts, metavar="N,...", help="CPU thread counts; 1 and all cores")
+    bench.add_argument(
+        "--threads",
+        type=_thread_counts,
+        metavar="N,...",
+        help="CPU thread counts; all cores in the quick suite, in others 1 as well",
+    )
     bench.add_argument("--device", metavar="DEVICE", help="cpu or cuda; cuda where there is one")
     bench.add_argument("--baseline", metavar="NAME", help="what speed-ups are over; torch where it has the op")
     bench.add_argument("--budget", type=_positive_seconds, metavar="SECONDS", help="time to spend on the whole run")
-    bench.add_argument("--list", action="store_true", help="print the cases and run none")
-    bench.add_argument("--json", type=Path, metavar="PATH", help="where the results go, for machines")
-    bench.add_argument("--markdown", type=Path, metavar="PATH", help="where the report goes, for people")
+    bench.add_argument(
+        "--time-limit",
+        type=_positive_seconds,
+        default=120.0,
+        metavar="SECONDS",
+        help="one call of a provider that takes longer ends that provider; %(default)g",
+    )
+    bench.add_argument("--cold", action="store_true", help="every sample is one call with empty caches")
+    bench.add_argument("--pin", action="store_true", help="as many processors as threads, always the same ones")
+    bench.add_argument("--list", action="store_true", help="print the cases and providers and run none")
+    bench.add_argument("--resume", type=Path, metavar="PATH", help="go on with the interrupted run in this JSON file")
+    bench.add_argument("--json", type=Path, metavar="PATH", help="where the results go; the other files lie beside it")
+    bench.add_argument("--markdown", type=Path, metavar="PATH", help="where the Markdown report goes")
+    bench.add_argument("--html", type=Path, metavar="PATH", help="where the page to look at in a browser goes")
+    bench.add_argument("--csv", type=Path, metavar="PATH", help="also write one line per row here")
+    bench.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw PNG plots here; needs matplotlib")
     bench.add_argument("--fail-on", choices=["slower"], help="exit with 1 if a kernel of ours is SLOWER")
+    # Last in the command of the process that the supervisor watches: where it tells its steps, where results go.
+    bench.add_argument(supervisor.OPTION, dest="supervised", type=Path, nargs=2, help=argparse.SUPPRESS)
 
 
 def _add_compare(commands: Any) -> None:
@@ -109,97 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return explain_main(given[1:])
     parser = build_parser()
     options = parser.parse_args(given)
-    return _bench(options, parser) if options.command == "bench" else _compare(options)
+    if options.command == "compare":
+        from fusewright_bench.compare_command import compare
 
+        return compare(options)
+    from fusewright_bench.bench_command import bench
 
-def _bench(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    import torch
-
-    from fusewright_bench import selection
-    from fusewright_bench.run import Plan
-
-    try:
-        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        chosen = selection.cases(options.suite, options.op, options.shape, options.dtype, options.mode)
-        named = [*options.provider, *([options.baseline] if options.baseline else [])]
-        selection.check_providers(named, chosen, device)
-    except (selection.UsageError, RuntimeError) as error:
-        parser.error(str(error).splitlines()[0])
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        parser.error(f"--device is {device}, expected cpu" + (" or cuda" if torch.cuda.is_available() else ""))
-    if not chosen:
-        parser.error("no case has all of the names given; `fusewright bench --list` prints what there is")
-    if options.list:
-        _list(chosen, device)
-        return OK
-    threads = options.threads or tuple(dict.fromkeys((1, torch.get_num_threads())))
-    if device.type == "cuda":
-        threads = (torch.get_num_threads(),)
-    groups = len(chosen) * len(threads)
-    budget_s = options.budget or min(_SUITE_BUDGET_S[options.suite or "quick"], _GROUP_BUDGET_S * groups)
-    providers = frozenset(options.provider) if options.provider else None
-    return _run(Plan(chosen, device, threads, budget_s, providers, options.baseline), options)
-
-
-def _run(plan: Any, options: argparse.Namespace) -> int:
-    from fusewright_bench.report import json_file, markdown, terminal
-    from fusewright_bench.run import Runner
-    from fusewright_bench.verdicts import SLOWER
-
-    stem = Path("fusewright-results") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    json_path = options.json or stem.with_suffix(".json")
-    markdown_path = options.markdown or stem.with_suffix(".md")
-    with terminal.progress(plan.groups) as progress:
-        runner = Runner(plan, progress)
-        try:
-            results = runner.run()
-        finally:
-            # Also where a case could not even be set up: what was measured before it is worth keeping.
-            json_file.write(runner.results, json_path)
-            markdown.write(runner.results, markdown_path)
-    terminal.show(results)
-    print(f"results: {json_path}\nreport:  {markdown_path}")
-    if not results.complete:
-        print("interrupted: the files hold what was done by then", file=sys.stderr)
-        return INTERRUPTED
-    slower = any(row.verdict == SLOWER and row.provider == "fusewright" for row in results.cases)
-    return SLOWER_FOUND if slower and options.fail_on else OK
-
-
-def _list(chosen: Sequence[Any], device: Any) -> None:
-    from fusewright_bench.case import dtype_name
-    from fusewright_bench.report import terminal
-
-    lines = [
-        [case.operation.name, case.shape.text, dtype_name(case.dtype), case.mode, ",".join(sorted(case.shape.suites))]
-        for case in chosen
-    ]
-    terminal.show_table(("op", "shape", "dtype", "mode", "suites"), lines)
-    for operation in {case.operation.name: case.operation for case in chosen}.values():
-        names = dict.fromkeys(provider.name for provider in operation.providers(device))
-        print(f"providers of {operation.name}: {', '.join(names)}")
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from fusewright_bench import compare
-    from fusewright_bench.report import json_file, table, terminal
-
-    try:
-        before, after = json_file.read(options.before), json_file.read(options.after)
-    except json_file.ResultFileError as error:
-        print(f"fusewright compare: {error}", file=sys.stderr)
-        return USAGE
-    found = compare.changes(before, after)
-    if not found:
-        print(f"fusewright compare: {options.before} and {options.after} have no case in common", file=sys.stderr)
-        return USAGE
-    differences = [f"not the same machine, {difference}" for difference in compare.mismatches(before, after)]
-    lines = compare.lines(found)
-    for difference in differences:
-        print(difference)
-    terminal.show_table(compare.HEADER, lines)
-    if options.markdown:
-        options.markdown.parent.mkdir(parents=True, exist_ok=True)
-        notes = "".join(f"- {difference}\n" for difference in differences)
-        options.markdown.write_text(f"{notes}\n{table.markdown_table(compare.HEADER, lines)}\n", encoding="utf-8")
-    return SLOWER_FOUND if compare.any_slower(found) and options.fail_on else OK
+    return bench(options, given, parser)

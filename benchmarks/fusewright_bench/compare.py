@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from fusewright_bench.report import table
 from fusewright_bench.results import Results, Row
-from fusewright_bench.verdicts import SLOWER, Interval, verdict
+from fusewright_bench.verdicts import BETWEEN_RUNS_BAND, FASTER, SAME, SLOWER, UNCLEAR, Interval, verdict
+
+_MACHINE = ("device", "cpu_model", "cores")
+_BUILD = ("isa", "versions", "variables")
 
 HEADER = ("op", "shape", "dtype", "mode", "thr", "provider", "time A", "time B", "A/B", "change [95 %]", "verdict")
 
@@ -42,20 +45,54 @@ def _change(before: Row, after: Row) -> Change:
     below = math.hypot(math.log(after.ratio / after.interval[0]), math.log(before.interval[1] / before.ratio))
     above = math.hypot(math.log(after.interval[1] / after.ratio), math.log(before.ratio / before.interval[0]))
     interval = Interval(ratio * math.exp(-below), ratio * math.exp(above))
-    return Change(before, after, ratio, interval, verdict(interval))
+    return Change(before, after, ratio, interval, verdict(interval, BETWEEN_RUNS_BAND))
 
 
 def any_slower(found: list[Change]) -> bool:
     return any(change.verdict == SLOWER for change in found)
 
 
-def mismatches(before: Results, after: Results) -> list[str]:
-    """In what the two machines differ so that times, and to a degree speed-ups, do not compare."""
-    return [
-        f"{name}: A has {before.environment.get(name)}, B has {after.environment.get(name)}"
-        for name in ("device", "cpu_model", "cores", "isa", "versions")
-        if before.environment.get(name) != after.environment.get(name)
+@dataclass(frozen=True)
+class Difference:
+    """Something in which the circumstances of two runs differ; on another machine no verdict means anything."""
+
+    text: str
+    other_machine: bool
+
+
+def mismatches(before: Results, after: Results) -> list[Difference]:
+    """In what the two runs differ so that times, and to a degree speed-ups, do not compare."""
+    found = []
+    for name in (*_MACHINE, *_BUILD):
+        old, new = before.environment.get(name), after.environment.get(name)
+        if old != new:
+            kind = "not the same machine" if name in _MACHINE else "not the same software"
+            found.append(Difference(f"{kind}, {name}: A has {old}, B has {new}", name in _MACHINE))
+    return found
+
+
+def unpaired(before: Results, after: Results) -> list[str]:
+    """What one of the two runs lacks, in words: rows that only the other measured, or that failed."""
+    keys = [{(row.case_key, row.label) for row in results.cases if row.time_us} for results in (before, after)]
+    missing = {"rows of A that B lacks": keys[0] - keys[1], "rows of B that A lacks": keys[1] - keys[0]}
+    failed = [
+        f"failed in B: {row.op} {row.shape} {row.dtype} {row.mode} {row.label}: {row.failure}"
+        for row in after.cases
+        if row.failure and (row.case_key, row.label) in keys[0]
     ]
+    return [f"{text}: {len(rows)}" for text, rows in missing.items() if rows] + failed
+
+
+def summary(found: list[Change]) -> str:
+    """One line: how many rows of each verdict, the geometric mean of the changes and the largest either way."""
+    judged = [change for change in found if change.ratio is not None]
+    if not judged:
+        return "nothing has a speed-up in both runs to compare"
+    counts = {name: sum(change.verdict == name for change in judged) for name in (SLOWER, FASTER, SAME, UNCLEAR)}
+    ratios = [change.ratio for change in judged if change.ratio is not None]
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{told}; B is {mean:.3f}x as fast in the geometric mean, {min(ratios):.2f}x to {max(ratios):.2f}x"
 
 
 def lines(found: list[Change]) -> list[list[str]]:

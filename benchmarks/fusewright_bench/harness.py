@@ -4,6 +4,8 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -98,35 +100,87 @@ def abba_orders(contenders: int, seed: int) -> Iterator[tuple[int, ...]]:
         yield tuple(reversed(order))
 
 
-def run_rounds(calls: Mapping[str, Call], timer: Timer, *, budget_s: float, seed: int = 0) -> dict[str, list[float]]:
-    """Seconds per call of every contender, one value per round and an even number of rounds.
+@dataclass
+class Rounds:
+    """What :func:`run_rounds` measured.
 
-    Rounds go on until ``budget_s`` is spent, within MINIMUM_PAIRS and MAXIMUM_PAIRS. Warm caches: a contender whose
-    sample is more than one call makes one untimed call first; a single call that lasts a millisecond or more has
-    evicted its own beginning anyway.
+    Attributes:
+        times: seconds per call of every contender, one value a round and an even number of them.
+        single: the contenders of which every sample was a single call.
+        failures: the contenders that threw, and what; they have no times.
+    """
+
+    times: dict[str, list[float]]
+    single: set[str]
+    failures: dict[str, Exception] = field(default_factory=dict)
+
+    def drop(self, name: str, failure: Exception) -> None:
+        self.failures[name] = failure
+        del self.times[name]
+
+
+def run_rounds(
+    calls: Mapping[str, Call],
+    timer: Timer,
+    *,
+    budget_s: float,
+    seed: int = 0,
+    announce: Callable[[str], None] = lambda name: None,
+    evict: Call | None = None,
+) -> Rounds:
+    """Time all contenders in interleaved rounds until ``budget_s`` is spent, within MINIMUM_PAIRS and MAXIMUM_PAIRS.
+
+    Warm caches: a contender whose sample is more than one call makes one untimed call first; a single call that lasts a
+    millisecond or more has evicted its own beginning anyway. Cold caches: every sample is one call after ``evict``.
+    ``announce`` hears the name before every sample. A contender that throws is out from then on.
     """
     deadline = time.perf_counter() + budget_s
     names = list(calls)
-    repeats = {name: calibrate(call, timer) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in names}
+    rounds = Rounds({name: [] for name in names}, set(names))
+    repeats: dict[str, int] = {}
+
+    def sample(name: str) -> float:
+        announce(name)
+        if evict is not None:
+            evict()
+        elif repeats[name] > 1:
+            calls[name]()
+        return timer.seconds(calls[name], repeats[name])
+
+    for name in names:
+        announce(name)
+        try:
+            repeats[name] = calibrate(calls[name], timer) if evict is None else 1
+        except Exception as failure:
+            rounds.drop(name, failure)
     orders = abba_orders(len(names), seed)
-    gc.collect()
-    gc_was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with _no_garbage_collection():
         for pair in range(MAXIMUM_PAIRS):
             if pair >= MINIMUM_PAIRS and time.perf_counter() >= deadline:
                 break
-            for order in (next(orders), next(orders)):
-                for index in order:
-                    name = names[index]
-                    if repeats[name] > 1:
-                        calls[name]()
-                    seconds = timer.seconds(calls[name], repeats[name])
-                    times[name].append(seconds)
-                    if seconds * repeats[name] > LONG_SAMPLE_S:
-                        repeats[name] = max(repeats[name] // 2, 1)
+            for name in (names[index] for order in (next(orders), next(orders)) for index in order):
+                if name in rounds.failures:
+                    continue
+                try:
+                    seconds = sample(name)
+                except Exception as failure:
+                    rounds.drop(name, failure)
+                    continue
+                rounds.times[name].append(seconds)
+                if repeats[name] > 1:
+                    rounds.single.discard(name)
+                if seconds * repeats[name] > LONG_SAMPLE_S:
+                    repeats[name] = max(repeats[name] // 2, 1)
+    return rounds
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
-        if gc_was_enabled:
+        if was_enabled:
             gc.enable()
-    return times

@@ -32,6 +32,8 @@ class Peer:
 
 LIGER = Peer("liger-kernel", "liger_kernel", "pip install liger-kernel")
 FLASH_ATTN = Peer("flash-attn", "flash_attn", "pip install flash-attn --no-build-isolation")
+XFORMERS = Peer("xformers", "xformers", "pip install xformers")
+FLASHRNN = Peer("flashrnn", "flashrnn", "pip install flashrnn")
 QUACK = Peer("quack", "quack", "pip install quack-kernels")
 TRANSFORMERS = Peer("transformers", "transformers", "pip install transformers", cuda_only=False)
 REFORMER_PYTORCH = Peer("reformer-pytorch", "reformer_pytorch", "pip install reformer-pytorch", cuda_only=False)

@@ -3,7 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+# Fields may be added with a default; a file of before then still reads.
 SCHEMA_VERSION = 1
+
+COPY = "copy"
+ORACLE = "oracle"
+"""Providers that are none: the copy of the same bytes beside every case, and the float64 formula behind its errors."""
 
 
 @dataclass
@@ -13,7 +18,9 @@ class Row:
     ``ratio`` is the speed-up over ``baseline``, the median of the paired ratios, and ``interval`` its 95 percent
     bootstrap interval. ``roofline_percent`` is the least possible time over the time, where ``roofline_limit`` says
     what sets the least. Errors are in u of the dtype against a float64 oracle; ``error_ratio`` is the worst quotient
-    to plain PyTorch's. None means that it does not apply or, where ``failure`` is set, was not measured.
+    to plain PyTorch's. ``compile_ms`` is what the first call took beyond a later one. ``percentiles_us`` are of single
+    calls, and only those that the number of samples bears. ``notes`` say what disturbed the measurement. None means
+    that it does not apply or, where ``failure`` is set, was not measured.
     """
 
     op: str
@@ -46,11 +53,22 @@ class Row:
     host_overhead_us: float | None = None
     first_call_ms: float | None = None
     failure: str | None = None
+    cache: str = "warm"
+    memory_level: str | None = None
+    compile_ms: float | None = None
+    peak_resident_bytes: int | None = None
+    percentiles_us: dict[str, float] | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def case_key(self) -> tuple[str, str, tuple[int, ...], str, str, int]:
+    def case_key(self) -> tuple[str, str, tuple[int, ...], str, str, int, str]:
         """What the rows of one group share."""
-        return self.op, self.shape, tuple(self.sizes), self.dtype, self.mode, self.threads
+        return *self.point, self.threads, self.cache
+
+    @property
+    def point(self) -> tuple[str, str, tuple[int, ...], str, str]:
+        """The case, whatever the thread count and the state of the caches."""
+        return self.op, self.shape, tuple(self.sizes), self.dtype, self.mode
 
     @property
     def label(self) -> str:
@@ -67,6 +85,15 @@ class Absence:
     install: str | None = None
 
 
+@dataclass(frozen=True)
+class Study:
+    """Shapes of an op along one axis of growth: shape name to the size along the axis."""
+
+    op: str
+    axis: str
+    sizes: dict[str, int]
+
+
 @dataclass
 class Results:
     environment: dict[str, Any]
@@ -74,5 +101,6 @@ class Results:
     cases: list[Row] = field(default_factory=list)
     absent: list[Absence] = field(default_factory=list)
     roofline: dict[str, Any] = field(default_factory=dict)
+    studies: list["Study"] = field(default_factory=list)
     complete: bool = False
     schema_version: int = SCHEMA_VERSION

@@ -11,6 +11,9 @@ from fusewright_bench.cases import OPERATIONS
 _DTYPE_ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "float": "float32"}
 DEFAULT_DTYPES = ("float32", "bfloat16")
 DEFAULT_MODES = ("fwd", "both")
+EVERY_PROVIDER = "all"
+SCALING = "scaling"
+FULL = "full"  # every shape, and every provider unless some are named
 
 
 class UsageError(ValueError):
@@ -59,18 +62,30 @@ def cases(
     ]
 
 
-def check_providers(names: Sequence[str], chosen: Sequence[Case], device: torch.device) -> None:
-    """Raise ``UsageError`` for a provider that no chosen case has."""
-    known = {provider.name for case in chosen for provider in case.operation.providers(device)}
-    for name in names:
-        if name not in known:
-            raise unknown("--provider", name, known)
+def check_providers(
+    names: Sequence[str], backends: Sequence[str], chosen: Sequence[Case], device: torch.device
+) -> None:
+    """Raise ``UsageError`` for a provider or a backend that no chosen case has."""
+    operations = {case.operation.name: case.operation for case in chosen}.values()
+    available = [provider for operation in operations for provider in operation.providers(device)]
+    for option, given, known in (
+        ("--provider", names, {EVERY_PROVIDER, *(provider.name for provider in available)}),
+        ("--backend", backends, {provider.backend for provider in available}),
+    ):
+        for name in given:
+            if name not in known:
+                raise unknown(option, name, known)
 
 
 def _shapes_of(operation: Operation, suite: str | None, names: Sequence[str]) -> list[Shape]:
     """The operation's shapes among ``names``; without names, those of the suite."""
     if names:
         return [shape for name in names if (shape := operation.shape(name)) is not None]
+    if suite == SCALING:
+        grown = [shape for growth in operation.scaling for shape in growth.shapes]
+        return list({shape.name: shape for shape in grown}.values())
+    if suite == FULL:
+        return list(operation.shapes)
     return [shape for shape in operation.shapes if (suite or SUITES[0]) in shape.suites]
 
 

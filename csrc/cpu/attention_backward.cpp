@@ -7,6 +7,7 @@
 // one task, always in the same order. Dao, "FlashAttention-2: faster attention with better parallelism and work
 // partitioning", 2023, algorithm 2.
 
+#include "fusewright/cpu/attention/product_type.h"
 #include "fusewright/cpu/attention/score_gradients.h"
 #include "fusewright/cpu/attention/visible_sums.h"
 #include "fusewright/cpu/rows.h"
@@ -19,8 +20,6 @@ template <class T>
 class Backward {
  public:
   using Word = typename Multiplied<T>::Word;
-  // How weights and their gradients are stored for the products.
-  using Stored = typename StoredAs<Word>::type;
 
   Backward(const AttentionBackwardParams& params, const AttentionSequence& sequence, const AttentionBackwardTask& task,
            Arena& arena)
@@ -29,14 +28,13 @@ class Backward {
         task_(task),
         key_stride_(whole_vectors(params.width)),
         value_stride_(whole_vectors(params.value_width)),
-        gradients_(params, sequence, arena) {
-    constexpr int64_t block = query_block * key_block;
+        gradients_(params, sequence, arena),
+        weights_(arena),
+        ds_(arena),
+        ds_lanes_(arena.floats(WeightLanes<T>::floats())) {
     query_rows_ = arena.floats(words<T>(query_block) * key_stride_);
     grad_rows_ = arena.floats(words<T>(query_block) * value_stride_);
     grad_query_ = arena.floats(padded_rows<T>(params.width) * query_block);
-    weights_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
-    ds_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
-    ds_lanes_ = in_pairs<T> ? arena.floats(block / 2) : reinterpret_cast<float*>(ds_);
     key_columns_ = arena.bytes(left_scratch_bytes<T>(params.width));
     query_slopes_ = arena.floats(additive_scores() ? query_block * key_stride_ : 0);
   }
@@ -100,25 +98,15 @@ class Backward {
 
   // Weights and gradients of the scores as the three products take them.
   void store_gradients(const Block& block) {
+    weights_.begin(block);
+    ds_.begin(block);
     gradients_.for_each_vector(block, [&](int64_t v, auto at) {
-      const auto store_at = [&](int64_t k) __attribute__((always_inline)) {
+      ds_lanes_.store(block, v, [&](int64_t k) __attribute__((always_inline)) {
         const ScoreGradient gradient = at(k);
-        store(weights_ + k * query_block + v, gradient.kept);
-        store(ds_ + k * query_block + v, gradient.with_score);
+        weights_.store(k, v, gradient.kept);
+        ds_.store(k, v, gradient.with_score);
         return gradient.with_score;
-      };
-      if constexpr (in_pairs<T>) {
-        for (int64_t k = 0; k < block.keys; k += 2) {
-          const Float first = store_at(k);
-          const Float second = k + 1 < block.keys ? store_at(k + 1) : Float{};
-          store_pair(reinterpret_cast<BFloat16*>(ds_lanes_ + k / 2 * query_block + v), Pair{first, second});
-        }
-        for (int64_t w = words<T>(block.keys); w < padded_words<T>(block.keys); ++w) {
-          store(ds_lanes_ + w * query_block + v, Float{});
-        }
-      } else {
-        for (int64_t k = 0; k < block.keys; ++k) store_at(k);
-      }
+      });
     });
   }
 
@@ -126,7 +114,7 @@ class Backward {
     const int64_t group_head = block.head - task_.key_head * (params_.heads / params_.key_heads);
     const TanhGradients sums{query_slopes_, task_.key_sums + block.key * key_stride_,
                              task_.weight_sums + group_head * key_stride_};
-    add_tanh_gradients(gradients_.query_terms(), block.queries, gradients_.key_terms(), block.keys, ds_,
+    add_tanh_gradients(gradients_.query_terms(), block.queries, gradients_.key_terms(), block.keys, ds_.data(),
                        gradients_.score_weight(block), params_.width, sums);
   }
 
@@ -146,16 +134,12 @@ class Backward {
     }
   }
 
-  static LeftOperand by_keys(const Stored* data) {
-    return {data, query_block * static_cast<int64_t>(sizeof(Stored)), 4};
-  }
-
   void add_to_values(const Block& block, const Rows<T>& grads) {
     float* sums = task_.value_sums + block.key * value_stride_;
     if (gradients_.partial() && !grads_finite_) {
       add_rows_that_take_part(block, weights_, grads, sums, value_stride_);
     } else {
-      product<Word>(block.keys, value_stride_, words<T>(block.queries), by_keys(weights_), {grad_rows_, value_stride_},
+      product<Word>(block.keys, value_stride_, words<T>(block.queries), weights_.operand(), {grad_rows_, value_stride_},
                     {sums, value_stride_}, true);
     }
   }
@@ -165,7 +149,7 @@ class Backward {
     if (gradients_.partial() && !queries_finite_) {
       add_rows_that_take_part(block, ds_, queries, sums, key_stride_);
     } else {
-      product<Word>(block.keys, key_stride_, words<T>(block.queries), by_keys(ds_), {query_rows_, key_stride_},
+      product<Word>(block.keys, key_stride_, words<T>(block.queries), ds_.operand(), {query_rows_, key_stride_},
                     {sums, key_stride_}, true);
     }
   }
@@ -176,7 +160,7 @@ class Backward {
       add_keys_that_take_part(block, ds_, keys, grad_query_);
     } else {
       product<Word>(params_.width, lane_columns<T>(block.queries), words<T>(block.keys),
-                    left_columns(keys, key_columns_), {ds_lanes_, query_block}, {grad_query_, query_block}, true);
+                    left_columns(keys, key_columns_), ds_lanes_.operand(), {grad_query_, query_block}, true);
     }
   }
 
@@ -187,9 +171,9 @@ class Backward {
   ScoreGradients<T> gradients_;
   float *query_rows_, *grad_rows_;  // words of queries by lanes of D and of DV
   float* grad_query_;               // D by lanes of queries, float32 sums
-  Stored *weights_, *ds_;           // keys by queries
-  float* ds_lanes_;                 // words of keys by lanes of queries
-  float* query_slopes_;             // queries by padded D, of additive scores
+  WeightRows<T> weights_, ds_;
+  WeightLanes<T> ds_lanes_;
+  float* query_slopes_;  // queries by padded D, of additive scores
   void* key_columns_;
   bool queries_finite_ = true, grads_finite_ = true;
 };
@@ -219,15 +203,14 @@ void write_sums(const HeadsView& view, int64_t batch, int64_t head, int64_t firs
 int64_t attention_sum_columns(int64_t width) { return whole_vectors(width); }
 
 int64_t attention_backward_scratch(const AttentionBackwardParams& params) {
-  Arena arena(nullptr);
-  with_type(params.dtype, [&](auto element) { Backward<decltype(element)>(params, {}, {}, arena); });
-  return arena.used();
+  return most_scratch(params, [&](auto element, Arena& arena) { Backward<decltype(element)>(params, {}, {}, arena); });
 }
 
 void attention_backward(const AttentionBackwardParams& params, const AttentionSequence& sequence,
                         const AttentionBackwardTask& task, void* scratch) {
   Arena arena(scratch);
-  with_type(params.dtype, [&](auto element) { Backward<decltype(element)>(params, sequence, task, arena).run(); });
+  with_product_type(params, sequence, task.key_head,
+                    [&](auto element) { Backward<decltype(element)>(params, sequence, task, arena).run(); });
 }
 
 void attention_backward_reduce(const AttentionBackwardParams& params, const AttentionSequence& sequence,

@@ -9,6 +9,7 @@
 #include "fusewright/cpu/arena.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/online_softmax.h"
+#include "fusewright/cpu/attention/product_type.h"
 #include "fusewright/cpu/attention/tanh_scores.h"
 #include "fusewright/cpu/rows.h"
 #include "fusewright/cpu/tables.h"
@@ -33,7 +34,7 @@ class Forward {
         TanhTerms::in(additive_scores() ? arena.floats(TanhTerms::floats(params.width)) : nullptr, params.width);
     states_ = arena.floats(blocks(task.count) * (2 + padded_rows<T>(params.value_width)) * query_block);
     scores_ = arena.floats(block);
-    weights_ = in_pairs<T> ? arena.floats(block / 2) : scores_;
+    weights_ = WeightLanes<T>(in_pairs<T> ? arena.floats(WeightLanes<T>::floats()) : scores_);
     additive_ = params.mask.kind == MaskKind::additive ? arena.floats(block) : nullptr;
     dropout_ = params.keep_threshold > 0 ? arena.floats(block) : nullptr;
     keys_scratch_ = arena.bytes(left_scratch_bytes<T>(params.width));
@@ -145,7 +146,7 @@ class Forward {
       if (!softmax.started) memset(softmax.output, 0, params_.value_width * query_block * sizeof(float));
       add_values_that_take_part(block, values, weights_, softmax.output);
     } else {
-      product<Word>(params_.value_width, columns, words<T>(block.keys), left_values, {weights_, query_block},
+      product<Word>(params_.value_width, columns, words<T>(block.keys), left_values, weights_.operand(),
                     {softmax.output, query_block}, softmax.started);
     }
     started_[b] = true;
@@ -183,30 +184,31 @@ class Forward {
   const AttentionSequence& sequence_;
   const AttentionForwardTask& task_;
   const int64_t key_head_;
-  int64_t query_floats_;        // of a block of queries_
-  float* queries_;              // each block's words of D by lanes, or its terms of additive scores
-  float* states_;               // each block's maximum, total and output
-  float *scores_, *weights_;    // keys by lanes of queries
+  int64_t query_floats_;  // of a block of queries_
+  float* queries_;        // each block's words of D by lanes, or its terms of additive scores
+  float* states_;         // each block's maximum, total and output
+  float* scores_;         // keys by lanes of queries
+  WeightLanes<T> weights_{nullptr};
   float *additive_, *dropout_;  // likewise, nullptr where absent
   void *keys_scratch_, *values_scratch_;
   const Exponent exponent_;
   TanhTerms key_terms_, query_terms_[attention_queries_per_task / attention_query_block];
-  bool started_[attention_queries_per_task / attention_query_block];
+  bool started_[attention_queries_per_task / attention_query_block] = {};
 };
 
 }  // namespace
 
 int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries) {
-  Arena arena(nullptr);
   const AttentionForwardTask task{0, 0, 0, queries};
-  with_type(params.dtype, [&](auto element) { Forward<decltype(element)>(params, {}, task, arena); });
-  return arena.used();
+  return most_scratch(params, [&](auto element, Arena& arena) { Forward<decltype(element)>(params, {}, task, arena); });
 }
 
 void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
                        const AttentionForwardTask& task, void* scratch) {
   Arena arena(scratch);
-  with_type(params.dtype, [&](auto element) { Forward<decltype(element)>(params, sequence, task, arena).run(); });
+  const int64_t key_head = task.head / (params.heads / params.key_heads);
+  with_product_type(params, sequence, key_head,
+                    [&](auto element) { Forward<decltype(element)>(params, sequence, task, arena).run(); });
 }
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

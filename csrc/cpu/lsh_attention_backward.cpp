@@ -54,7 +54,6 @@ template <class T>
 class LshBackward {
  public:
   using Word = typename Multiplied<T>::Word;
-  using Stored = typename StoredAs<Word>::type;
   using KeyChunk = Chunk<T, Pass::backward>;
 
   LshBackward(const LshBackwardParams& params, const LshTask& task, Arena& arena)
@@ -63,7 +62,10 @@ class LshBackward {
         ring_(params, arena),
         key_stride_(whole_vectors(params.width)),
         value_stride_(whole_vectors(params.value_width)),
-        chunk_rows_(rows_of_chunk(params)) {
+        chunk_rows_(rows_of_chunk(params)),
+        weights_(arena),
+        ds_(arena),
+        ds_lanes_(arena.floats(WeightLanes<T>::floats())) {
     constexpr int64_t block = query_block * key_block;
     key_sums_ = arena.floats(params.window() * chunk_rows_ * key_stride_);
     value_sums_ = arena.floats(params.window() * chunk_rows_ * value_stride_);
@@ -77,9 +79,6 @@ class LshBackward {
     scores_ = arena.floats(block);
     grad_weights_ = arena.floats(block);
     dropout_ = params.keep_threshold > 0 ? arena.floats(block) : nullptr;
-    weights_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
-    ds_ = static_cast<Stored*>(arena.bytes(block * static_cast<int64_t>(sizeof(Stored))));
-    ds_lanes_ = arena.floats(in_pairs<T> ? block / 2 : block);
   }
 
   void run() {
@@ -157,8 +156,8 @@ class LshBackward {
       const KeyChunk& keys = ring_.chunk(number + offset);
       for (int64_t b = 0; b < keys.blocks(); ++b) {
         const int64_t place = (offset + params_.chunks_before) * params_.chunk_length + b * key_block;
-        if (!form_gradients(queries, keys, b, place)) continue;
         const Block pairs{queries.batch, queries.head, 0, queries.count, 0, keys.count_of(b), 0};
+        if (!form_gradients(pairs, queries, keys, b, place)) continue;
         add_to_values(pairs, grads, grads_finite, value_sums(number + offset) + b * key_block * value_stride_);
         add_to_keys(pairs, query_rows, queries_finite, key_sums(number + offset) + b * key_block * key_stride_);
         add_to_queries(pairs, keys, b);
@@ -195,8 +194,9 @@ class LshBackward {
     }
   }
 
-  bool form_gradients(const QueryLanes& queries, const KeyChunk& keys, int64_t b, int64_t first_place) {
-    const int64_t columns = lane_columns<T>(queries.count), count = keys.count_of(b);
+  bool form_gradients(const Block& block, const QueryLanes& queries, const KeyChunk& keys, int64_t b,
+                      int64_t first_place) {
+    const int64_t columns = lane_columns<T>(queries.count), count = block.keys;
     product<Word>(count, columns, words<T>(params_.width), keys.key_rows(b), {query_lanes_, query_block},
                   {scores_, query_block}, false);
     if (!form_logits(params_, queries, keys, b, columns, scores_)) return false;
@@ -204,9 +204,11 @@ class LshBackward {
                   {grad_weights_, query_block}, false);
     if (dropout_ != nullptr) lsh_dropout_factors(params_, queries, first_place, count, dropout_);
     const float* const factors = keys.factors(b);
+    weights_.begin(block);
+    ds_.begin(block);
     for (int64_t v = 0; v < columns; v += lanes) {
       const Float shift = load(shift_ + v), inverse_total = load(inverse_total_ + v), delta = load(delta_ + v);
-      const auto store_at = [&](int64_t k) __attribute__((always_inline)) {
+      ds_lanes_.store(block, v, [&](int64_t k) __attribute__((always_inline)) {
         const int64_t at = k * query_block + v;
         const Float score = load(scores_ + at);
         const Int hidden = score == negative_infinity;
@@ -218,52 +220,37 @@ class LshBackward {
           grad_weight = select(factor == 0.0f, Float{}, grad_weight * factor);
         }
         const Float ds = select(hidden, Float{}, p * (grad_weight - delta));
-        store(weights_ + at, select(hidden, Float{}, kept));
-        store(ds_ + at, ds);
+        weights_.store(k, v, select(hidden, Float{}, kept));
+        ds_.store(k, v, ds);
         return select(hidden, Float{}, ds * factors[k]);
-      };
-      if constexpr (in_pairs<T>) {
-        for (int64_t k = 0; k < count; k += 2) {
-          const Float first = store_at(k);
-          const Float second = k + 1 < count ? store_at(k + 1) : Float{};
-          store_pair(reinterpret_cast<BFloat16*>(ds_lanes_ + k / 2 * query_block + v), Pair{first, second});
-        }
-        for (int64_t w = words<T>(count); w < padded_words<T>(count); ++w)
-          store(ds_lanes_ + w * query_block + v, Float{});
-      } else {
-        for (int64_t k = 0; k < count; ++k) store(ds_lanes_ + k * query_block + v, store_at(k));
-      }
+      });
     }
     return true;
   }
 
-  static LeftOperand by_keys(const Stored* data) {
-    return {data, query_block * static_cast<int64_t>(sizeof(Stored)), 4};
-  }
-
   void add_to_values(const Block& block, const Rows<T>& grads, bool finite, float* sums) {
     if (!finite) return add_rows_that_take_part(block, weights_, grads, sums, value_stride_);
-    product<Word>(block.keys, value_stride_, words<T>(block.queries), by_keys(weights_), {grad_rows_, value_stride_},
+    product<Word>(block.keys, value_stride_, words<T>(block.queries), weights_.operand(), {grad_rows_, value_stride_},
                   {sums, value_stride_}, true);
   }
 
   void add_to_keys(const Block& block, const Rows<T>& queries, bool finite, float* sums) {
     if (!finite) return add_rows_that_take_part(block, ds_, queries, sums, key_stride_);
-    product<Word>(block.keys, key_stride_, words<T>(block.queries), by_keys(ds_), {query_rows_, key_stride_},
+    product<Word>(block.keys, key_stride_, words<T>(block.queries), ds_.operand(), {query_rows_, key_stride_},
                   {sums, key_stride_}, true);
   }
 
   void add_to_queries(const Block& block, const KeyChunk& keys, int64_t b) {
     if (!keys.keys_finite(b)) return add_finite_keys(block, keys, b);
     product<Word>(params_.width, lane_columns<T>(block.queries), words<T>(block.keys), keys.key_columns(b),
-                  {ds_lanes_, query_block}, {grad_query_, query_block}, true);
+                  ds_lanes_.operand(), {grad_query_, query_block}, true);
   }
 
   void add_finite_keys(const Block& block, const KeyChunk& chunk, int64_t b) {
     const Rows<T> keys = chunk.keys(b);
     for (int64_t k = 0; k < block.keys; ++k) {
       for (int64_t r = 0; r < block.queries; ++r) {
-        const float weight = element(ds_ + k * query_block + r);
+        const float weight = ds_.at(k, r);
         if (weight == 0.0f) continue;
         for (int64_t i = 0; i < keys.width; ++i) {
           grad_query_[i * query_block + r] += weight * chunk.factors(b)[k] * element(keys.row(k) + i);
@@ -298,8 +285,8 @@ class LshBackward {
   T* gathered_;                               // gradients of the outputs
   float* grad_query_;                         // D by lanes of queries
   float *scores_, *grad_weights_, *dropout_;  // keys by lanes of queries
-  Stored *weights_, *ds_;                     // keys by queries
-  float* ds_lanes_;                           // words of keys by lanes of queries, times scale / |x_j|
+  WeightRows<T> weights_, ds_;
+  WeightLanes<T> ds_lanes_;  // times scale / |x_j|
   float shift_[query_block], inverse_total_[query_block], delta_[query_block];
 };
 

@@ -23,7 +23,7 @@ class LshForward {
     constexpr int64_t block = query_block * key_block;
     queries_ = arena.floats(padded_words<T>(params.width) * query_block);
     scores_ = arena.floats(block);
-    weights_ = in_pairs<T> ? arena.floats(block / 2) : scores_;
+    weights_ = WeightLanes<T>(in_pairs<T> ? arena.floats(WeightLanes<T>::floats()) : scores_);
     dropout_ = params.keep_threshold > 0 ? arena.floats(block) : nullptr;
     maximum_ = arena.floats(query_block);
     total_ = arena.floats(query_block);
@@ -76,7 +76,7 @@ class LshForward {
       if (!softmax.started) memset(output_, 0, sum_stride_ * query_block * sizeof(float));
       add_values_that_take_part(block, keys.values(b), weights_, output_);
     } else {
-      product<Word>(params_.value_width, columns, words<T>(block.keys), keys.values_operand(b), {weights_, query_block},
+      product<Word>(params_.value_width, columns, words<T>(block.keys), keys.values_operand(b), weights_.operand(),
                     {output_, query_block}, softmax.started);
     }
     softmax.started = true;
@@ -134,11 +134,12 @@ class LshForward {
   const Exponent exponent_ = Exponent::of_finished_logits();
   Ring<KeyChunk> ring_;
   const int64_t sum_stride_;
-  float* queries_;            // words of D by lanes
-  float *scores_, *weights_;  // keys by lanes of queries
-  float* dropout_;            // likewise, nullptr without
-  float *maximum_, *total_;   // lanes
-  float* output_;             // DV by lanes
+  float* queries_;  // words of D by lanes
+  float* scores_;   // keys by lanes of queries
+  WeightLanes<T> weights_{nullptr};
+  float* dropout_;           // likewise, nullptr without
+  float *maximum_, *total_;  // lanes
+  float* output_;            // DV by lanes
 };
 
 template <class T>

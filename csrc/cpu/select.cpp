@@ -41,6 +41,12 @@ const CpuKernels*& selected() {
   return table;
 }
 
+bool& float32_split() {
+  static const char* products = getenv("FUSEWRIGHT_FLOAT32_PRODUCTS");
+  static bool split = products != nullptr && strcmp(products, "split") == 0;
+  return split;
+}
+
 }  // namespace
 }  // namespace fusewright
 
@@ -54,6 +60,10 @@ int fusewright_cpu_select(const char* isa) {
   fusewright::selected() = table;
   return 0;
 }
+
+int fusewright_cpu_float32_split() { return fusewright::float32_split(); }
+
+void fusewright_cpu_split_float32(int split) { fusewright::float32_split() = split != 0; }
 
 const char* fusewright_cpu_selected() {
   const fusewright::CpuKernels* table = fusewright::selected();

@@ -29,6 +29,7 @@ void Grid::check_access(const void* pointer, size_t bytes, Access access, const 
 
   if (Block* block = block_of(address)) {
     SharedMemory& shared = block->shared;
+    if (block->cluster != thread.block->cluster) explain("shared memory of another cluster", "out of range");
     if (block->live_threads == 0) explain("shared memory of another block", "that block has ended");
     if (!shared.is_valid(address, bytes)) explain(shared.describe(address), "out of range");
     check(shared.region(), [&] { return shared.describe(address); });

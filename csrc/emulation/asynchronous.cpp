@@ -18,8 +18,9 @@ void check_bulk(const void* shared, const void* global, int bytes, const void* p
 
 }  // namespace
 
-void Asynchronous::start_cluster(int threads) {
+void Asynchronous::start_clusters(int threads, int warps) {
   threads_ = threads;
+  product_times_.assign(warps, 0);
   times_.fill(0);
   pending_.clear();
   mbarriers_.clear();
@@ -31,6 +32,11 @@ void Asynchronous::stamp(AsyncOperation& operation) {
   operation.agent = threads_ + slot;
   operation.time = ++times_[slot];
   names_[slot] = operation.name;
+}
+
+void Asynchronous::stamp_product(AsyncOperation& operation, int warp) {
+  operation.agent = threads_ + async_slots + warp;
+  operation.time = ++product_times_[warp];
 }
 
 AsyncOperation Asynchronous::issue(const std::string& name) {
@@ -50,7 +56,8 @@ void Asynchronous::land(size_t index) {
   grid.wake_waiting();
 }
 
-std::string Asynchronous::unfinished() const {
+std::string Asynchronous::finish() {
+  while (!pending_.empty() && pending_.front().may_outlive_block) land(0);
   if (!pending_.empty()) return "the block ends while " + pending_.front().name + " is in flight";
   for (const auto& [address, barrier] : mbarriers_) {
     if (barrier.bytes != 0) return "the block ends with bytes outstanding: " + describe_mbarrier(address);
@@ -66,7 +73,19 @@ void bulk_commit() {
   thread.bulk_groups.push_back(std::move(thread.open_bulk_group));
 }
 
-void bulk_wait_read(int pending) { wait_for_groups(grid.current().bulk_groups, pending, __builtin_return_address(0)); }
+void bulk_wait_read(int pending) {
+  const void* pc = __builtin_return_address(0);
+  Thread& thread = grid.current();
+  for (size_t i = 0; i + pending < thread.bulk_groups.size(); ++i) {
+    const std::shared_ptr<BulkGroup> group = thread.bulk_groups[i];
+    if (group->known_to_have_read) continue;
+    grid.wait_until([&] { return group->reading == 0; }, {Wait::Kind::bulk_group, 0, 0, nullptr, 0, pc});
+    thread.clock.acquire(group->read);
+    group->known_to_have_read = true;
+  }
+}
+
+void bulk_wait(int pending) { wait_for_groups(grid.current().bulk_groups, pending, __builtin_return_address(0)); }
 
 void wait_for_groups(std::vector<std::shared_ptr<BulkGroup>>& groups, int pending, const void* pc) {
   while (static_cast<int>(groups.size()) > pending) {
@@ -99,9 +118,18 @@ void bulk_reduce_add(float* global, const float* shared, int bytes) {
   AsyncOperation operation = grid.asynchronous().issue("a bulk addition from " + grid.describe_shared(shared));
   operation.run = [=](const AsyncOperation& self) {
     grid.check_async_access(self, shared, bytes, Access::read, pc);
-    grid.check_async_access(self, global, bytes, Access::atomic, pc);
-    for (int i = 0; i < bytes / static_cast<int>(sizeof(float)); ++i) global[i] += shared[i];
-    group->land(self);
+    AsyncOperation addition = self;
+    addition.may_outlive_block = true;
+    addition.knowledge = self.released();
+    grid.asynchronous().stamp(addition);
+    addition.run = [=,
+                    values = std::vector<float>(shared, shared + bytes / sizeof(float))](const AsyncOperation& self) {
+      grid.check_async_access(self, global, bytes, Access::atomic, pc);
+      for (size_t i = 0; i < values.size(); ++i) global[i] += values[i];
+      group->land(self);
+    };
+    grid.asynchronous().add(std::move(addition));
+    group->finish_reading(self);
   };
   grid.asynchronous().add(std::move(operation));
   grid.maybe_yield();
@@ -110,6 +138,7 @@ void bulk_reduce_add(float* global, const float* shared, int bytes) {
 std::shared_ptr<BulkGroup> open_bulk_group(Thread& thread) {
   if (thread.open_bulk_group == nullptr) thread.open_bulk_group = std::make_shared<BulkGroup>();
   ++thread.open_bulk_group->in_flight;
+  ++thread.open_bulk_group->reading;
   return thread.open_bulk_group;
 }
 

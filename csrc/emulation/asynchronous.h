@@ -23,7 +23,8 @@ struct AsyncOperation {
   int agent = 0;
   Time time = 0;
   bool async_proxy = true;
-  Knowledge knowledge;  // of those that issued it
+  bool may_outlive_block = false;  // it reads no shared memory any more
+  Knowledge knowledge;             // of those that issued it
   std::function<void(const AsyncOperation&)> run;
 
   Observer observer() const { return {agent, time, async_proxy, false, &knowledge}; }
@@ -52,44 +53,59 @@ struct Mbarrier {
 // Copies of one thread that it waits for together.
 struct BulkGroup {
   int in_flight = 0;
-  Knowledge landed;
+  int reading = 0;  // shared memory
+  bool known_to_have_read = false;
+  Knowledge read, landed;
 
+  void finish_reading(const AsyncOperation& operation) {
+    --reading;
+    add(operation, read);
+  }
   void land(const AsyncOperation& operation) {
     --in_flight;
-    if (landed.empty()) {
-      landed = operation.released();
+    add(operation, landed);
+  }
+
+ private:
+  static void add(const AsyncOperation& operation, Knowledge& known) {
+    if (known.empty()) {
+      known = operation.released();
     } else {
-      landed.join(operation.released());
+      known.join(operation.released());
     }
   }
 };
 
-// Slots for asynchronous operations among the agents. An operation that lands while others of its slot are still known
-// about would be mistaken for them, so there are many.
+// Slots for asynchronous copies among the agents; behind them come the warps' products. An operation that lands while
+// others of its slot are still known about would be mistaken for them, so there are many.
 constexpr int async_slots = 128;
 
 class Asynchronous {
  public:
-  void start_cluster(int threads);
+  void start_clusters(int threads, int warps);
 
   // An operation of the current thread, with what it knows now.
   AsyncOperation issue(const std::string& name);
-  // The stamps of an operation that many threads issue together.
   void stamp(AsyncOperation& operation);
+  // The stamps of the part of a product that is a warp's. They end in order, so one agent stands for all.
+  void stamp_product(AsyncOperation& operation, int warp);
   void add(AsyncOperation operation) { pending_.push_back(std::move(operation)); }
 
   size_t pending() const { return pending_.size(); }
   void land(size_t index);
 
-  std::string name_of_agent(int agent) const { return names_[agent - threads_]; }
+  std::string name_of_agent(int agent) const {
+    return agent < threads_ + async_slots ? names_[agent - threads_] : "a wgmma";
+  }
   std::map<const uint64_t*, Mbarrier>& mbarriers() { return mbarriers_; }
-  // What the threads have left behind, empty if nothing.
-  std::string unfinished() const;
+  // What the threads have left behind, empty if nothing. Writes to global memory may still land.
+  std::string finish();
 
  private:
   int threads_ = 0;
   int next_slot_ = 0;
   std::array<Time, async_slots> times_ = {};
+  std::vector<Time> product_times_;  // of each warp
   std::array<std::string, async_slots> names_;
   std::vector<AsyncOperation> pending_;
   std::map<const uint64_t*, Mbarrier> mbarriers_;

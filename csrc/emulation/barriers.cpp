@@ -1,4 +1,4 @@
-// Barriers of a block: __syncthreads and the numbered ones.
+// Barriers of a block, __syncthreads and the numbered ones; of a cluster; turns of blocks.
 
 #include <utility>
 
@@ -68,30 +68,49 @@ int cluster_rank() { return grid.current().block->rank; }
 void cluster_sync() {
   const void* pc = __builtin_return_address(0);
   Thread& thread = grid.current();
-  ClusterBarrier& barrier = grid.cluster_barrier();
-  if (barrier.arrived == 0) barrier.knowledge = grid.no_knowledge();
-  thread.clock.add_to(barrier.knowledge);
+  Cluster& cluster = grid.cluster();
+  if (cluster.arrived == 0) cluster.knowledge = grid.no_knowledge();
+  thread.clock.add_to(cluster.knowledge);
   thread.clock.advance();
-  barrier.waiting.push_back(&thread);
+  cluster.waiting.push_back(&thread);
   // Threads that have exited count as arrived, as those of a block do.
-  if (++barrier.arrived < grid.live_threads()) {
+  if (++cluster.arrived < cluster.live_threads) {
     grid.park({Wait::Kind::cluster_barrier, 0, 0, nullptr, 0, pc});
     return;
   }
-  complete_cluster_barrier();
+  complete_cluster_barrier(cluster);
 }
 
-void complete_cluster_barrier() {
-  const ClusterBarrier complete = std::exchange(grid.cluster_barrier(), ClusterBarrier());
-  for (Thread* other : complete.waiting) {
-    other->clock.become(complete.knowledge);
+void complete_cluster_barrier(Cluster& cluster) {
+  cluster.arrived = 0;
+  for (Thread* other : std::exchange(cluster.waiting, {})) {
+    other->clock.become(cluster.knowledge);
     grid.make_runnable(*other);
   }
 }
 
+void wait_for_turn(const int* turns, int turn) {
+  const void* pc = __builtin_return_address(0);
+  grid.check_access(turns, sizeof(*turns), Access::atomic, pc);
+  grid.wait_until([=] { return *turns == turn; }, {Wait::Kind::turn, turn, 0, nullptr, 0, pc});
+  grid.current().clock.acquire(grid.turn_knowledge(turns));
+}
+
+void end_turn(int* turns) {
+  const void* pc = __builtin_return_address(0);
+  grid.check_access(turns, sizeof(*turns), Access::atomic, pc);
+  Knowledge& known = grid.turn_knowledge(turns);
+  Knowledge released = grid.current().clock.release();
+  released.join(known);
+  known = std::move(released);
+  ++*turns;
+  grid.wake_waiting();
+  grid.maybe_yield();
+}
+
 Block* block_of(uintptr_t address) {
-  for (int rank = 0; rank < grid.blocks_of_cluster(); ++rank) {
-    Block& block = *grid.blocks()[rank];
+  for (int i = 0; i < grid.running_blocks(); ++i) {
+    Block& block = *grid.blocks()[i];
     if (block.shared.contains(address)) return &block;
   }
   return nullptr;
@@ -105,7 +124,7 @@ void* shared_of_rank(const void* own, int rank) {
   if (rank < 0 || rank >= grid.blocks_of_cluster()) {
     grid.fail("block " + std::to_string(rank) + " of a cluster of " + std::to_string(grid.blocks_of_cluster()), pc);
   }
-  unsigned char* other = grid.blocks()[rank]->shared.dynamic();
+  unsigned char* other = grid.block_of_cluster(rank).shared.dynamic();
   return other + (address - reinterpret_cast<uintptr_t>(shared.dynamic()));
 }
 
@@ -133,8 +152,9 @@ std::string describe(const Wait& wait, const Thread& thread) {
     case Wait::Kind::warp_collective:
       return describe_collective(wait.mask, grid.warp_of(thread)) + describe_code(wait.pc);
     case Wait::Kind::cluster_barrier:
-      return "the cluster's barrier, " + std::to_string(grid.cluster_barrier().arrived) + " of " +
-             std::to_string(grid.live_threads()) + " threads have arrived" + describe_code(wait.pc);
+      return "the cluster's barrier" + describe_code(wait.pc);
+    case Wait::Kind::turn:
+      return "turn " + std::to_string(wait.barrier) + describe_code(wait.pc);
     case Wait::Kind::mbarrier:
       return "parity " + std::to_string(wait.parity) + " of " + describe_mbarrier(wait.mbarrier) +
              describe_code(wait.pc);
@@ -142,6 +162,8 @@ std::string describe(const Wait& wait, const Thread& thread) {
       return "its bulk copies" + describe_code(wait.pc);
     case Wait::Kind::wgmma:
       return "its wgmma, which the other warps of the warpgroup have not all issued" + describe_code(wait.pc);
+    case Wait::Kind::epoch:
+      return describe_epoch(wait) + describe_code(wait.pc);
     case Wait::Kind::nothing:
       break;
   }

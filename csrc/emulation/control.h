@@ -9,6 +9,8 @@ extern "C" {
 // Of every choice of the launches that follow: the order of blocks, warps, lanes and asynchronous copies.
 void fusewright_emulation_set_seed(uint64_t seed);
 void fusewright_emulation_set_multiprocessors(int count);
+// Clusters of blocks, 1 until this is called, that run at the same time: kernels whose blocks wait for each other.
+void fusewright_emulation_set_clusters_together(int count);
 
 // `written`: the contents came from the host. A kernel that reads other bytes before one has written them is reported.
 void fusewright_emulation_add_buffer(const char* name, void* data, size_t bytes, int written, int writable);

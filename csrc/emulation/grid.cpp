@@ -28,8 +28,10 @@ std::string text(const uint3& index) {
 
 Grid grid;
 
-bool Grid::run(const LaunchShape& shape, const std::string& kernel, void (*run)(const void*), const void* arguments,
-               size_t arguments_bytes, uint64_t seed) {
+bool Grid::run(const LaunchShape& launched, int together, const std::string& kernel, void (*run)(const void*),
+               const void* arguments, size_t arguments_bytes, uint64_t seed) {
+  LaunchShape shape = launched;
+  if (shape.cooperative) shape.cluster = shape.grid;
   kernel_ = kernel;
   run_ = run;
   arguments_ = arguments;
@@ -46,12 +48,15 @@ bool Grid::run(const LaunchShape& shape, const std::string& kernel, void (*run)(
   std::vector<unsigned> order(count(clusters));
   std::iota(order.begin(), order.end(), 0u);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_.below(static_cast<uint32_t>(i))]);
-  for (unsigned number : order) {
-    uint3 first = index_in(clusters, number);
-    first = {first.x * shape.cluster.x, first.y * shape.cluster.y, first.z * shape.cluster.z};
+  for (size_t next = 0; next < order.size(); next += together) {
+    std::vector<uint3> firsts;
+    for (size_t i = next; i < std::min(next + together, order.size()); ++i) {
+      const uint3 first = index_in(clusters, order[i]);
+      firsts.push_back({first.x * shape.cluster.x, first.y * shape.cluster.y, first.z * shape.cluster.z});
+    }
     try {
-      start_cluster(shape, first);
-      run_cluster();
+      start_clusters(shape, firsts);
+      run_clusters();
     } catch (const Failure&) {
     }
     current_ = nullptr;
@@ -60,19 +65,22 @@ bool Grid::run(const LaunchShape& shape, const std::string& kernel, void (*run)(
   return true;
 }
 
-void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
-  const int blocks = static_cast<int>(count(shape.cluster));
+void Grid::start_clusters(const LaunchShape& shape, const std::vector<uint3>& first_blocks) {
+  blocks_of_cluster_ = static_cast<int>(count(shape.cluster));
+  const int blocks = blocks_of_cluster_ * static_cast<int>(first_blocks.size());
   const int threads_of_block = static_cast<int>(count(shape.block));
   const int warps_of_block = (threads_of_block + warp_size - 1) / warp_size;
   checker_.begin_run();
   live_threads_ = blocks * threads_of_block;
-  agents_ = live_threads_ + async_slots;
+  agents_ = live_threads_ + async_slots + blocks * warps_of_block;
   one_warp_ahead_ = random_.below(2) == 0;
   landing_ = static_cast<Landing>(random_.below(3));
-  asynchronous_.start_cluster(live_threads_);
+  asynchronous_.start_clusters(live_threads_, blocks * warps_of_block);
   waiting_.clear();
-  blocks_of_cluster_ = blocks;
-  cluster_barrier_ = ClusterBarrier();
+  clusters_.assign(first_blocks.size(), Cluster());
+  for (Cluster& cluster : clusters_) cluster.live_threads = blocks_of_cluster_ * threads_of_block;
+  turns_.clear();
+  published_.clear();
   while (static_cast<int>(blocks_.size()) < blocks) blocks_.push_back(std::make_unique<Block>());
   threads_.resize(live_threads_);
   warps_.resize(blocks * warps_of_block);
@@ -90,9 +98,10 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
   const Knowledge origin = no_knowledge();
   for (int b = 0; b < blocks; ++b) {
     Block& block = *blocks_[b];
-    const uint3 offset = index_in(shape.cluster, b);
+    block.cluster = b / blocks_of_cluster_;
+    block.rank = b % blocks_of_cluster_;
+    const uint3 first_block = first_blocks[block.cluster], offset = index_in(shape.cluster, block.rank);
     block.index = {first_block.x + offset.x, first_block.y + offset.y, first_block.z + offset.z};
-    block.rank = b;
     block.threads = threads_of_block;
     block.live_threads = threads_of_block;
     block.shared.start_block(shape.dynamic_shared_bytes);
@@ -131,7 +140,7 @@ void Grid::start_cluster(const LaunchShape& shape, uint3 first_block) {
   }
 }
 
-void Grid::run_cluster() {
+void Grid::run_clusters() {
   while (live_threads_ > 0) {
     Thread* thread = choose();
     if (land_before(thread)) {
@@ -142,7 +151,7 @@ void Grid::run_cluster() {
     resume(*thread);
     if (failed_) throw Failure();
   }
-  const std::string unfinished = asynchronous_.unfinished();
+  const std::string unfinished = asynchronous_.finish();
   if (!unfinished.empty()) fail(unfinished, nullptr);
 }
 
@@ -186,7 +195,9 @@ void Grid::thread_main() {
 void Grid::exit_thread() {
   Thread& thread = *current_;
   Warp& warp = warp_of(thread);
-  if (!thread.bulk_groups.empty() || thread.open_bulk_group != nullptr) {
+  const bool all_read = std::all_of(thread.bulk_groups.begin(), thread.bulk_groups.end(),
+                                    [](const auto& group) { return group->known_to_have_read; });
+  if (!all_read || thread.open_bulk_group != nullptr) {
     fail("exits without waiting for its bulk copies out of shared memory", nullptr);
   }
   if (thread.wgmma.waited < thread.wgmma.issued) fail("exits without waiting for its wgmma", nullptr);
@@ -195,9 +206,11 @@ void Grid::exit_thread() {
   warp.exited |= 1u << thread.lane;
   --live_threads_;
   --thread.block->live_threads;
+  Cluster& cluster = clusters_[thread.block->cluster];
+  --cluster.live_threads;
   check_no_collective_waits_for(thread);
   complete_barriers_without(*thread.block);
-  if (cluster_barrier_.arrived > 0 && cluster_barrier_.arrived >= live_threads_) complete_cluster_barrier();
+  if (cluster.arrived > 0 && cluster.arrived >= cluster.live_threads) complete_cluster_barrier(cluster);
   thread.fiber.switch_to(scheduler_);
 }
 

@@ -1,9 +1,11 @@
-// The threads that run together: the blocks of one cluster, and the scheduler that chooses whose turn it is.
+// The threads that run together: the blocks of one or several clusters or of a cooperative launch, and the scheduler
+// that chooses whose turn it is.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,27 +33,31 @@ struct Wait {
     block_barrier,
     named_barrier,
     cluster_barrier,
+    turn,
     warp_collective,
     mbarrier,
     bulk_group,
-    wgmma
+    wgmma,
+    epoch
   } kind = Kind::nothing;
   int barrier = 0;    // its number
   unsigned mask = 0;  // of lanes
   const uint64_t* mbarrier = nullptr;
   int parity = 0;
   const void* pc = nullptr;
+  const uint32_t* word = nullptr;
+  uint32_t epoch = 0;
 };
 
 struct Block;
 
 struct Thread {
   Fiber fiber;
-  Clock clock;  // its agent is the thread's number in the cluster
+  Clock clock;  // its agent is the thread's number in the run
   uint3 index;
   Block* block = nullptr;
   int number_in_block = 0;
-  int warp = 0;  // in the cluster
+  int warp = 0;  // in the run
   int lane = 0;
   bool exited = false;
   uintptr_t stack = 0;
@@ -79,12 +85,14 @@ struct Block {
   int threads = 0;
   int live_threads = 0;
   int rank = 0;  // in the cluster
+  int cluster = 0;
   SharedMemory shared;
   std::array<NamedBarrier, named_barriers> barriers;
 };
 
-// The barrier of all threads of a cluster.
-struct ClusterBarrier {
+struct Cluster {
+  int live_threads = 0;
+  // Of their barrier.
   int arrived = 0;
   Knowledge knowledge;
   std::vector<Thread*> waiting;
@@ -106,9 +114,10 @@ struct Failure {};
 
 class Grid {
  public:
-  // One launch, a cluster of blocks after the other in an order drawn from the seed. False: see report().
-  bool run(const LaunchShape& shape, const std::string& kernel, void (*run)(const void*), const void* arguments,
-           size_t arguments_bytes, uint64_t seed);
+  // One launch, `together` clusters of blocks after the others in an order drawn from the seed; a cooperative launch is
+  // run as one cluster. False: see report().
+  bool run(const LaunchShape& shape, int together, const std::string& kernel, void (*run)(const void*),
+           const void* arguments, size_t arguments_bytes, uint64_t seed);
   const std::string& report() const { return report_; }
 
   bool in_kernel() const { return current_ != nullptr; }
@@ -116,10 +125,15 @@ class Grid {
   Warp& warp(int number) { return warps_[number]; }
   Warpgroup& warpgroup(int number) { return warpgroups_[number]; }
   std::vector<std::unique_ptr<Block>>& blocks() { return blocks_; }
+  int running_blocks() const { return static_cast<int>(clusters_.size()) * blocks_of_cluster_; }
   int blocks_of_cluster() const { return blocks_of_cluster_; }
-  ClusterBarrier& cluster_barrier() { return cluster_barrier_; }
-  int live_threads() const { return live_threads_; }
+  // Of the current thread's cluster.
+  Cluster& cluster() { return clusters_[current_->block->cluster]; }
+  Block& block_of_cluster(int rank) { return *blocks_[current_->block->cluster * blocks_of_cluster_ + rank]; }
+  Knowledge& turn_knowledge(const int* turns) { return turns_[turns]; }
   Asynchronous& asynchronous() { return asynchronous_; }
+  // What the publishers of words knew, see publish_epoch.
+  std::map<const uint32_t*, Knowledge>& published() { return published_; }
   Warp& warp_of(const Thread& thread) { return warps_[thread.warp]; }
 
   // The current thread waits until make_runnable; others go on.
@@ -143,8 +157,8 @@ class Grid {
   AccessChecker& checker() { return checker_; }
 
  private:
-  void start_cluster(const LaunchShape& shape, uint3 first_block);
-  void run_cluster();
+  void start_clusters(const LaunchShape& shape, const std::vector<uint3>& first_blocks);
+  void run_clusters();
   Thread* choose();
   bool land_before(const Thread* thread);
   void resume(Thread& thread);
@@ -167,8 +181,10 @@ class Grid {
   };
   std::vector<Waiting> waiting_;
   Asynchronous asynchronous_;
-  int blocks_of_cluster_ = 0;  // the first of blocks_, which is never made shorter
-  ClusterBarrier cluster_barrier_;
+  std::map<const uint32_t*, Knowledge> published_;
+  int blocks_of_cluster_ = 0;
+  std::vector<Cluster> clusters_;  // those running; theirs are the first of blocks_, which is never made shorter
+  std::map<const int*, Knowledge> turns_;
   int live_threads_ = 0;
   int agents_ = 0;
   enum class Landing { early, late, any } landing_ = Landing::any;
@@ -196,11 +212,12 @@ extern Grid grid;
 
 // Threads leave the barrier that the departure of another completes.
 void complete_barriers_without(Block& block);
-void complete_cluster_barrier();
-// The block of the cluster whose shared memory an address lies in, or nullptr.
+void complete_cluster_barrier(Cluster& cluster);
+// The running block whose shared memory an address lies in, or nullptr.
 Block* block_of(uintptr_t address);
 void check_no_collective_waits_for(Thread& thread);
 std::string describe(const Wait& wait, const Thread& thread);
+std::string describe_epoch(const Wait& wait);
 std::string describe_collective(unsigned mask, const Warp& warp);
 // " [library+0x123]", for addr2line.
 std::string describe_code(const void* pc);

@@ -59,15 +59,18 @@ void store_matrices(const uint32_t (&registers)[4], void* row, bool transposed) 
 
 void mma(Matrix16 type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const int lane = grid.current().lane;
+  // The lanes that hold the rows of a, lane / 4 and that + 8, and the two columns of b.
+  const uint32_t *others_a[4], *others_b[2][4];
+  for (int i = 0; i < 4; ++i) {
+    others_a[i] = pointer_of_lane(&a[0], lane / 4 * 4 + i);
+    for (int c = 0; c < 2; ++c) others_b[c][i] = pointer_of_lane(&b[0], (2 * (lane % 4) + c) * 4 + i);
+  }
   float result[4];
   for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
     float sum = 0.0f;
     for (int k = 0; k < 16; ++k) {
-      // The lane and register that hold (row, k) of a, and (k, column) of b.
-      const uint32_t* others_a = pointer_of_lane(&a[0], row % 8 * 4 + k % 8 / 2);
-      const uint32_t* others_b = pointer_of_lane(&b[0], column * 4 + k % 8 / 2);
-      sum += element_value(type, others_a[row / 8 + 2 * (k / 8)], k % 2) * element_value(type, others_b[k / 8], k % 2);
+      sum += element_value(type, others_a[k % 8 / 2][i / 2 + 2 * (k / 8)], k % 2) *
+             element_value(type, others_b[i % 2][k % 8 / 2][k / 8], k % 2);
     }
     result[i] = d[i] + sum;
   }

@@ -122,7 +122,7 @@ std::string AccessChecker::check(Region& region, size_t offset, size_t bytes, Ac
       }
     } else if (!region.shared() && other_run_of_launch(byte.write_run) && !atomics) {
       return conflict("race with a write by another block", "");
-    } else if (access == Access::read && (region.shared() || byte.write_run == 0) &&
+    } else if (access != Access::write && (region.shared() || byte.write_run == 0) &&
                region.content() == Region::Content::unwritten) {
       return conflict("nothing has written it", "");
     }

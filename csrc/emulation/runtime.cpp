@@ -23,6 +23,7 @@ uint64_t seed = 0;
 uint64_t launches = 0;
 // Few, so that a kernel whose grid follows their number gives each block several turns.
 int multiprocessors = 3;
+int clusters_together = 1;
 std::map<const void*, int> largest_dynamic_shared;
 std::string last_report;
 
@@ -68,10 +69,14 @@ int launch(const void* address, const LaunchShape& shape, void (*run)(const void
       shape.grid.y > 65535 || shape.grid.z > 65535 || !tiles(shape.grid, shape.cluster)) {
     return cudaErrorInvalidConfiguration;
   }
+  // No kernel that has to be resident as a whole is small enough for two of its blocks on one multiprocessor.
+  const uint64_t blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
+  if (shape.cooperative && blocks > static_cast<uint64_t>(multiprocessors)) return cudaErrorCooperativeLaunchTooLarge;
   const auto asked = largest_dynamic_shared.find(address);
   const size_t allowed = asked == largest_dynamic_shared.end() ? dynamic_shared_without_asking : asked->second;
   if (shape.dynamic_shared_bytes > allowed) return cudaErrorInvalidValue;
-  if (grid.run(shape, kernel_name(address), run, arguments, arguments_bytes, seed * 1000003 + launches++)) {
+  if (grid.run(shape, clusters_together, kernel_name(address), run, arguments, arguments_bytes,
+               seed * 1000003 + launches++)) {
     return cudaSuccess;
   }
   last_report = grid.report();
@@ -113,6 +118,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorNotSupported:
       return "operation not supported";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
     case cudaErrorLaunchFailure:
       return last_report.c_str();
   }
@@ -153,6 +160,7 @@ void fusewright_emulation_set_seed(uint64_t value) {
   launches = 0;
 }
 void fusewright_emulation_set_multiprocessors(int value) { multiprocessors = value; }
+void fusewright_emulation_set_clusters_together(int value) { clusters_together = value; }
 void fusewright_emulation_add_buffer(const char* name, void* data, size_t bytes, int written, int writable) {
   add_buffer(name, data, bytes, written != 0, writable != 0);
 }

@@ -150,6 +150,7 @@ void tensor_store(const CUtensorMap* map, const void* shared, const int* coordin
       grid.check_async_access(self, chunk.global, chunk.bytes, Access::write, pc);
       std::memcpy(chunk.global, chunk.shared, chunk.bytes);
     });
+    group->finish_reading(self);
     group->land(self);
   };
   grid.asynchronous().add(std::move(operation));

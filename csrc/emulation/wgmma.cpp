@@ -10,8 +10,8 @@
 namespace fusewright::emulation {
 namespace {
 
-// Registers of accumulators in flight: a NaN, so that a result that was read too early shows.
-constexpr uint32_t in_flight_pattern = 0xFFFFDEAD;
+// Registers of accumulators in flight, 1.2e7: far from any result, and unlike a NaN nothing that a kernel looks for.
+constexpr uint32_t in_flight_pattern = 0x4B3DEAD1;
 
 Warpgroup& warpgroup_of(const Thread& thread) { return grid.warpgroup(thread.warp / 4); }
 
@@ -171,7 +171,9 @@ void wgmma(Matrix16 type, int n, float* d, const uint32_t* a, uint64_t descripto
   thread.clock.add_to(joined.parts[place / warp_size].knowledge);
   thread.clock.advance();
   if (++joined.issued == warpgroup_size) {
-    for (AsyncOperation& part : joined.parts) grid.asynchronous().stamp(part);
+    for (int warp = 0; warp < 4; ++warp) {
+      grid.asynchronous().stamp_product(joined.parts[warp], thread.warp / 4 * 4 + warp);
+    }
     grid.asynchronous().add(landing_of_next(group));
   }
 }

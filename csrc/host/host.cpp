@@ -102,9 +102,11 @@ double best_rate(int threads, double amount, const std::function<void(int)>& pre
       }
     });
   }
+  // The clock starts before the gate opens: this thread may be woken only when the others are done, and a time that is
+  // too short by so much would let the repeats grow without bound.
   const auto run = [&] {
-    gate.arrive_and_wait();
     const auto start = Clock::now();
+    gate.arrive_and_wait();
     gate.arrive_and_wait();
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
@@ -194,6 +196,17 @@ double amx_peak(int threads) {
                     [&](int, int64_t repeats) { probe.amx(repeats * iterations); });
 }
 
+// 10^9 exponentials per second from and to registers, by the cheaper code for results of two bytes or to float32's
+// accuracy.
+double exp_peak(int threads, bool two_bytes) {
+  const Probe& probe = best_probe();
+  const auto exp = two_bytes ? probe.exp_for_two_bytes : probe.exp;
+  constexpr int64_t iterations = 10000;
+  return 1e-9 * best_rate(
+                    threads, static_cast<double>(probe.exps) * iterations, [](int) {},
+                    [&](int, int64_t repeats) { exp(repeats * iterations); });
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Probe* probe : usable_probes()) names.emplace_back(probe->isa);
@@ -234,4 +247,6 @@ PYBIND11_MODULE(fusewright_host, module) {
              "GFLOP/s of float32 fused multiply-add.");
   module.def("amx_peak", &fusewright::amx_peak, py::arg("threads") = 1, release_gil(),
              "GFLOP/s of bfloat16 AMX tile products, 0 without AMX.");
+  module.def("exp_peak", &fusewright::exp_peak, py::arg("threads") = 1, py::arg("two_bytes") = false, release_gil(),
+             "10^9 exponentials per second, for float32 results or for results of two bytes.");
 }

@@ -2,6 +2,7 @@
 
 #include "probe.h"
 
+#include "fusewright/cpu/exp.h"
 #include "fusewright/cpu/vector.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
@@ -39,6 +40,24 @@ float read(const char* data, int64_t bytes) {
   }
   Float total = {};
   for (int c = 0; c < 8; ++c) total += sums[c];
+  return sum_lanes(total);
+}
+
+constexpr int exp_vectors = 8;
+
+template <Float (*function)(Float)>
+float exponentials(int64_t iterations) {
+  Float sums[exp_vectors] = {};
+  for (int64_t n = 0; n < iterations; ++n) {
+    for (int v = 0; v < exp_vectors; ++v) {
+      Float x = broadcast(-0.5f * v);
+      // Hides the value, or it would be computed once and for all.
+      asm volatile("" : "+x"(x));
+      sums[v] += function(x);
+    }
+  }
+  Float total = {};
+  for (int v = 0; v < exp_vectors; ++v) total += sums[v];
   return sum_lanes(total);
 }
 
@@ -81,6 +100,14 @@ constexpr int64_t amx_flops = 0;
 }  // namespace
 
 extern const Probe probe;
-const Probe probe = {FUSEWRIGHT_ISA_NAME, 2 * lanes * chains, amx_flops, fma, amx, read};
+const Probe probe = {FUSEWRIGHT_ISA_NAME,
+                     2 * lanes * chains,
+                     amx_flops,
+                     exp_vectors * lanes,
+                     fma,
+                     amx,
+                     read,
+                     exponentials<exp_nonpositive>,
+                     exponentials<exp_nonpositive_for_two_bytes>};
 
 }  // namespace fusewright::FUSEWRIGHT_ISA

@@ -62,6 +62,7 @@ std::tuple<Tensor, Tensor> forward(const AttentionInputs& inputs) {
   fill(params, inputs);
   const std::vector<float> score_weight = padded_score_weight(inputs.score_weight);
   if (inputs.score_weight.has_value()) params.score_weight = score_weight.data();
+  params.split_float32 = fusewright_cpu_float32_split();
   params.output = heads_view(output);
   params.maximum = static_cast<float*>(statistics.data_ptr());
   params.total = params.maximum + batch * heads * queries;
@@ -174,6 +175,7 @@ Gradients backward(const Tensor& grad_output, const optional<Tensor>& grad_lse, 
   fill(params, inputs);
   const std::vector<float> score_weight = padded_score_weight(inputs.score_weight);
   if (inputs.score_weight.has_value()) params.score_weight = score_weight.data();
+  params.split_float32 = fusewright_cpu_float32_split();
   params.maximum = static_cast<float*>(statistics.data_ptr());
   params.total = params.maximum + batch * heads * queries;
   params.output = heads_view(output);

@@ -2,41 +2,16 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <memory>
 
 #include "fusewright/cpu/kernels.h"
 #include "fusewright/cpu/pair_order.h"
 #include "normalization_params.h"
 #include "parallel.h"
+#include "row_parameters.h"
 
 namespace fusewright::ops {
 namespace {
-
-int64_t whole_blocks(const CpuKernels& kernels, int64_t columns) {
-  return (columns + kernels.parameter_block - 1) / kernels.parameter_block;
-}
-
-// A parameter as the kernels take it: itself where it is float32 in whole blocks, in order and without an offset.
-class FloatParameter {
- public:
-  FloatParameter(const CpuKernels& kernels, const RowView& view, int64_t columns, float offset, bool pair_order) {
-    if (view.data == nullptr) return;
-    if (view.dtype == DataType::float32 && view.unit_inner_stride() && offset == 0.0f && !pair_order &&
-        columns % kernels.parameter_block == 0) {
-      values_ = static_cast<const float*>(view.data);
-      return;
-    }
-    converted_.reset(new float[whole_blocks(kernels, columns) * kernels.parameter_block]);
-    kernels.parameter_to_float(view, columns, offset, pair_order, converted_.get());
-    values_ = converted_.get();
-  }
-  const float* values() const { return values_; }
-
- private:
-  const float* values_ = nullptr;
-  std::unique_ptr<float[]> converted_;
-};
 
 void run_forward(const NormForwardParams& params) {
   if (params.rows == 0 || params.columns == 0) return;
@@ -49,38 +24,28 @@ void run_forward(const NormForwardParams& params) {
   });
 }
 
-// Chunks of rows with one partial sum each. Their number depends on the shape alone, so a gradient has the same bits
-// for every number of threads; it feeds 64 threads and keeps the partial sums below an eighth of the input.
-constexpr int64_t most_chunks = 64;
-constexpr int64_t least_rows_per_chunk = 16;
-
 void run_backward(const NormBackwardParams& params) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t columns = params.columns;
   const bool pair_order = takes_pair_order(params);
-  const int64_t rows_per_chunk = std::max(least_rows_per_chunk, (params.rows + most_chunks - 1) / most_chunks);
-  const int64_t chunks = (params.rows + rows_per_chunk - 1) / rows_per_chunk;
+  const RowChunks chunks(params.rows);
   const int64_t blocks = whole_blocks(kernels, columns), sums_stride = blocks * kernels.parameter_block;
   const FloatParameter weight(kernels, params.weight, columns, params.weight_offset, pair_order);
   std::unique_ptr<float[]> weight_sums, bias_sums;
-  if (params.grad_weight.data != nullptr) weight_sums.reset(new float[chunks * sums_stride]);
-  if (params.grad_bias.data != nullptr) bias_sums.reset(new float[chunks * sums_stride]);
+  if (params.grad_weight.data != nullptr) weight_sums.reset(new float[chunks.count * sums_stride]);
+  if (params.grad_bias.data != nullptr) bias_sums.reset(new float[chunks.count * sums_stride]);
   if (columns == 0) return;
   const auto chunk_sums = [&](float* sums, int64_t chunk) {
     return sums == nullptr ? nullptr : sums + chunk * sums_stride;
   };
-  parallel_rows(chunks, rows_per_chunk * columns, [&](int64_t begin, int64_t end) {
+  parallel_rows(chunks.count, chunks.rows * columns, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
-      kernels.norm_backward(params, weight.values(), chunk * rows_per_chunk,
-                            std::min(params.rows, (chunk + 1) * rows_per_chunk), chunk_sums(weight_sums.get(), chunk),
-                            chunk_sums(bias_sums.get(), chunk));
+      kernels.norm_backward(params, weight.values(), chunks.begin(chunk), chunks.end(chunk),
+                            chunk_sums(weight_sums.get(), chunk), chunk_sums(bias_sums.get(), chunk));
     }
   });
   const auto reduce = [&](const float* sums, const RowView& gradient) {
-    if (sums == nullptr) return;
-    parallel_rows(blocks, chunks * kernels.parameter_block, [&](int64_t begin, int64_t end) {
-      kernels.norm_backward_reduce(sums, chunks, columns, pair_order, gradient, begin, end);
-    });
+    if (sums != nullptr) reduce_chunks(kernels, sums, chunks, columns, pair_order, gradient);
   };
   reduce(weight_sums.get(), params.grad_weight);
   reduce(bias_sums.get(), params.grad_bias);

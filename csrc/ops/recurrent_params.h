@@ -42,10 +42,6 @@ inline RecurrentCell cell_of(const std::string& name) {
   return RecurrentCell::rnn_relu;
 }
 
-inline int64_t gates_of(RecurrentCell cell) {
-  return cell == RecurrentCell::lstm ? 4 : cell == RecurrentCell::gru ? 3 : 1;
-}
-
 inline int64_t saved_gates_of(RecurrentCell cell) {
   return cell == RecurrentCell::lstm || cell == RecurrentCell::gru ? 4 : 0;
 }

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,6 +84,9 @@ def _environment() -> Iterator[tuple[str, str]]:
             yield name, find()
         except toolchain.ToolchainError as error:
             yield name, str(error)
+    for package, use in (("rich", "tables and progress"), ("matplotlib", "plots of a benchmark")):
+        found = importlib.util.find_spec(package) is not None
+        yield package, "installed" if found else f"not installed: {use} (pip install 'fusewright[bench]')"
     yield "cache", str(build_cache.directory())
 
 

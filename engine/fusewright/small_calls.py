@@ -55,12 +55,26 @@ def _lsh(make: Make) -> Callable[..., Any]:
     )
 
 
+def _targets(make: Make) -> Tensor:
+    return torch.arange(7, device=make(1).device)
+
+
 _CALLS: dict[str, Callable[[Make], Callable[..., Any]]] = {
     "layer_norm": _norm(functional.layer_norm),
     "rms_norm": _norm(functional.rms_norm),
     "add_layer_norm": _add_norm(functional.add_layer_norm),
     "add_rms_norm": _add_norm(functional.add_rms_norm),
     "softmax": lambda make: lambda **options: functional.softmax(make(7, 129), -1, **options),
+    "cross_entropy": lambda make: lambda **options: functional.cross_entropy(make(7, 129), _targets(make), **options),
+    "linear_cross_entropy": lambda make: (
+        lambda **options: functional.linear_cross_entropy(make(7, 16), make(129, 16), _targets(make), **options)
+    ),
+    "rotary_embedding": lambda make: (
+        lambda **options: functional.rotary_embedding(make(1, 2, 7, 16), make(7, 8), make(7, 8), **options)
+    ),
+    "swiglu": lambda make: lambda **options: functional.swiglu(make(7, 258), **options),
+    "bias_gelu": lambda make: lambda **options: functional.bias_gelu(make(7, 129), make(129), **options),
+    "dropout_add": lambda make: lambda **options: functional.dropout_add(make(7, 129), make(7, 129), **options),
     "scaled_dot_product_attention": _attention,
     "decode_attention": _decode,
     "additive_attention": _additive,

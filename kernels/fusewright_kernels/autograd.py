@@ -60,6 +60,14 @@ def float32_under_autocast(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def loss_dtype(input: Tensor) -> torch.dtype:
+    """The dtype of a loss of ``input``: its own, but float32 under autocast, as torch's losses."""
+    device_type = input.device.type
+    if input.dtype in (torch.bfloat16, torch.float16) and torch.amp.is_autocast_available(device_type):
+        return torch.float32 if torch.is_autocast_enabled(device_type) else input.dtype
+    return input.dtype
+
+
 def low_precision_under_autocast(tensor: Tensor) -> Tensor:
     """Mirror of torch's autocast, which runs attention in the low-precision type on every device."""
     device_type = tensor.device.type

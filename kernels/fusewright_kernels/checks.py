@@ -1,10 +1,11 @@
 """Argument checks with one error style: the argument, its value, what was expected.
 
-The two exception classes are also ``RuntimeError``, the class torch's own functions raise, so that code written
+The exception classes are also ``RuntimeError``, the class torch's own functions raise, so that code written
 against torch keeps catching them.
 """
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -16,6 +17,10 @@ class ArgumentValueError(ValueError, RuntimeError):
 
 class ArgumentTypeError(TypeError, RuntimeError):
     """An argument has the wrong type or dtype."""
+
+
+class ArgumentIndexError(IndexError, ArgumentValueError):
+    """An index is out of range, for which torch's own functions raise ``IndexError``."""
 
 
 def value_error(argument: str, value: object, expected: str) -> ArgumentValueError:
@@ -37,8 +42,17 @@ def floating_tensor(argument: str, tensor: object) -> None:
 
 
 def same_device(argument: str, tensor: torch.Tensor, other: str, reference: torch.Tensor) -> None:
+    if tensor.is_cpu and reference.is_cpu:  # the usual case, for a third of the price of the comparison below
+        return
     if tensor.device != reference.device:
         raise value_error(f"{argument}.device", tensor.device, f"{reference.device}, the device of {other}")
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether a check may look at what ``tensor`` holds: a GPU would be waited for, a trace or a transform has none."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
 
 
 def probability(argument: str, value: object) -> None:

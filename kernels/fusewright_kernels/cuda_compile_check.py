@@ -28,12 +28,19 @@ class Usage(NamedTuple):
     spill_bytes: int
 
 
-# Instructions of the tensor cores in one kernel: D / 16 for a tile of keys and 8 for one of values, each once in the
-# loop and once beside it.
+# Instructions of the tensor cores in the kernels of one source. Forward: D / 16 for a tile of keys and 8 for one of
+# values, each once in the loop and once beside it. Backward, a loop of five products: twice D / 16, twice Q / 16 for
+# tiles of Q = 128 queries (D = 64) or 64, and 8 for the 128 keys.
+_PRODUCTS = {
+    ("forward", 64): 2 * (4 + 8),
+    ("forward", 128): 2 * (8 + 8),
+    ("backward", 64): 2 * 4 + 2 * 8 + 8,
+    ("backward", 128): 2 * 8 + 2 * 4 + 8,
+}
 HOPPER_PRODUCTS = {
-    f"attention_forward_{dtype}_{width}_sm90": 2 * (width // 16 + 8)
+    f"attention_{direction}_{dtype}_{width}_sm90": products
+    for (direction, width), products in _PRODUCTS.items()
     for dtype in ("bfloat16", "float16")
-    for width in (64, 128)
 }
 # ptxas's words where it has to wait after every product.
 _SERIALISED = "wgmma.mma_async instructions are serialized"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from fusewright_kernels.checks import value_error
+from fusewright_kernels.checks import ArgumentValueError, value_error
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
@@ -36,6 +36,10 @@ class Refusal(NamedTuple):
     reason: str
 
 
+class RefusedBackendError(ArgumentValueError):
+    """A backend that was asked for by name cannot serve the call."""
+
+
 class Decision(NamedTuple):
     """``by_design``: the reference is where the call belongs, so there is nothing to warn about."""
 
@@ -55,6 +59,11 @@ _warned: set[str] = set()
 _recording: list[Decision] | None = None
 
 
+def device_type(tensor: torch.Tensor) -> str:
+    """``tensor.device.type``, without the 0.3 microseconds it takes to make a device object of a CPU tensor's."""
+    return "cpu" if tensor.is_cpu else tensor.device.type
+
+
 def register(op: str, predicates: dict[str, Predicate]) -> None:
     """Declare which backends op has; each predicate returns why it refuses a call, or None."""
     _predicates[op] = predicates
@@ -65,11 +74,11 @@ def predicates(op: str) -> dict[str, Predicate]:
     return _predicates[op]
 
 
-def decide(call: Call) -> Decision:
-    """The backend for ``call`` and the refusal of every backend that ranks before it."""
+def decide(call: Call, known: Refusal | None = None) -> Decision:
+    """The backend for ``call`` and the refusal of every backend that ranks before it; ``known`` is one of those."""
     refusals: list[Refusal] = []
     for backend in BACKENDS[:-1]:
-        reason = _refusal_of(call, backend)
+        reason = known.reason if known is not None and backend == known.backend else _refusal_of(call, backend)
         if reason is None and backend == "triton" and call.device_type == "cpu":
             reason = "interpreted Triton, thousands of times slower, serves CPU tensors only when forced"
         if reason is None:
@@ -137,13 +146,39 @@ def serves(op: str, device_type: str, dtypes: tuple[torch.dtype, ...], ndim: int
     return served
 
 
+@torch.compiler.assume_constant_result
+def hand_on(
+    op: str, device_type: str, dtypes: tuple[torch.dtype, ...], ndim: int, backend: str, reason: str, forced: bool
+) -> str:
+    """The backend that serves a call which ``backend``, chosen by the facts above, refuses by its sizes for ``reason``.
+
+    Raises:
+        RefusedBackendError: ``backend`` was forced.
+    """
+    call = Call(op, device_type, dtypes, ndim)
+    if forced:
+        raise _refused(call, backend, reason)
+    decision = decide(call, Refusal(backend, reason))
+    if _recording is not None:
+        if _recording and _recording[-1][:2] == (call, backend):
+            _recording.pop()
+        _recording.append(decision)
+    if decision.backend == "reference":
+        _warn_once(decision)
+    return decision.backend
+
+
 def _forced(call: Call, backend: str) -> Decision:
     if backend not in BACKENDS:
         raise value_error("backend", repr(backend), f"one of {', '.join(BACKENDS)}")
     reason = None if backend == "reference" else _refusal_of(call, backend)
     if reason is not None:
-        raise value_error("backend", repr(backend), f"a backend that can serve {call.op}: {reason}")
+        raise _refused(call, backend, reason)
     return Decision(call, backend, forced=True)
+
+
+def _refused(call: Call, backend: str, reason: str) -> RefusedBackendError:
+    return RefusedBackendError(f"backend is {backend!r}, expected a backend that can serve {call.op}: {reason}")
 
 
 def _warn_once(decision: Decision) -> None:

@@ -42,6 +42,9 @@ def cpu_unavailable_reason() -> str | None:
     forced = os.environ.get("FUSEWRIGHT_CPU_ISA")
     if forced and forced not in CPU_ISAS:
         raise value_error("FUSEWRIGHT_CPU_ISA", repr(forced), f"one of {', '.join(CPU_ISAS)}")
+    products = os.environ.get("FUSEWRIGHT_FLOAT32_PRODUCTS")
+    if products not in (None, "", "vectors", "split"):
+        raise value_error("FUSEWRIGHT_FLOAT32_PRODUCTS", repr(products), "'vectors' or 'split'")
     try:
         library = _load_shared("cpu")
         _load_ops("ops_cpu")
@@ -94,6 +97,16 @@ def select_cpu_isa(isa: str) -> None:
     """
     if _load_shared("cpu").fusewright_cpu_select(isa.encode()) != 0:
         raise value_error("isa", repr(isa), f"one of {', '.join(cpu_isas())}")
+
+
+def split_float32_products(split: bool) -> None:
+    """Let attention multiply float32 as sums of three bfloat16 from now on, where the CPU has AMX tiles.
+
+    Six products of bfloat16 in place of one keep float32's accuracy; elements below 2^-110 lose digits. Without tiles
+    it changes nothing. ``FUSEWRIGHT_FLOAT32_PRODUCTS=split`` does the same for a whole process; not while another
+    thread runs a kernel.
+    """
+    _load_shared("cpu").fusewright_cpu_split_float32(int(split))
 
 
 @functools.cache

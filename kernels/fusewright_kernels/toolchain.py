@@ -39,10 +39,13 @@ _CXX_FLAGS = (
 # Says that the sources named *_sm90 are part of the CUDA library: they use instructions of Hopper alone.
 _SM90 = ("-DFUSEWRIGHT_CUDA_SM90",)
 
+# -O1, the later of two: at -O3 the checks in inlined vector code take a compiler more than ten minutes a source.
 SANITIZER_FLAGS = {
-    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"),
-    "thread": ("-fsanitize=thread", "-g"),
-}
+    "address": (
+        "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer",
+    ),
+    "thread": ("-O1", "-g1", "-fsanitize=thread"),
+}  # fmt: skip
 
 
 class ToolchainError(RuntimeError):

@@ -24,10 +24,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusewright_kernels import triton_compilation
+from fusewright_kernels.activation import tiles as activation_tiles
+from fusewright_kernels.cross_entropy import tiles as cross_entropy_tiles
 from fusewright_kernels.normalization import tiles as norm_tiles
+from fusewright_kernels.rotary import tiles as rotary_tiles
 from fusewright_kernels.softmax import tiles as softmax_tiles
 from fusewright_kernels.triton_compilation import Compilation
-from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile
+from fusewright_kernels.triton_support import INTERPRETED, LAUNCH_OPTIONS, Tile, element_wise_tile
 
 ARCHITECTURES = (80, 90)
 LONGEST_COLUMNS = 131072
@@ -57,7 +60,14 @@ class Usage(NamedTuple):
     warp_groups: bool  # whether warp-group matrix instructions occur
 
 
-_FLOAT32_POINTERS = ("p_weight", "p_bias", "p_statistics", "p_weight_partial", "p_bias_partial", "p_partial")
+_FLOAT32_POINTERS = (
+    "p_weight", "p_bias", "p_statistics", "p_weight_partial", "p_bias_partial", "p_partial", "p_losses",
+    "p_grad_losses", "p_cos", "p_sin",
+)  # fmt: skip
+_INT64_POINTERS = ("p_seed", "p_target", "p_positions")
+_FLOAT32_NUMBERS = (
+    "eps", "weight_offset", "keep_scale", "keep", "uniform", "z_loss", "softcap", "direction",
+)  # fmt: skip
 
 # Optional operands that a launch may leave out, each set compiled once: what remains holds less but is other code.
 _ABSENT: dict[str, list[tuple[str, ...]]] = {
@@ -68,6 +78,12 @@ _ABSENT: dict[str, list[tuple[str, ...]]] = {
     ],
     "norm_backward_loop": [("p_grad_new_residual", "p_weight", "p_seed", "p_grad_residual")],
     "norm_backward_parameter": [("p_weight_partial",), ("p_bias_partial",)],
+    "cross_entropy_forward": [("p_probabilities", "p_weight"), ("p_target",)],
+    "cross_entropy_backward": [("p_probabilities", "p_weight", "p_grad_target"), ("p_target",)],
+    "rotary_forward": [("p_positions",)],
+    "bias_gelu_forward": [("p_bias",)],
+    "bias_gelu_backward": [("p_bias", "p_bias_partial")],
+    "dropout_add": [("p_residual",), ("p_seed",)],
 }
 
 
@@ -91,8 +107,33 @@ def cases() -> Iterator[Case]:
             tiles = _every_tile(functools.partial(softmax_tiles.tile, last_dim=last_dim, unit_columns=unit_columns))
             for name in ("softmax_forward", "softmax_backward"):
                 yield from _cases_of(softmax_kernels, name, tiles, layout, {})
+        yield from _block_cases(layout)
     column_sum = Tile(1, norm_tiles.COLUMN_SUM_BLOCK_N, norm_tiles.COLUMN_SUM_WARPS, whole_rows=False)
     yield from _in_every_form(triton_kernels_backward.norm_backward_column_sum_kernel, column_sum, CONTIGUOUS, {})
+
+
+def _block_cases(layout: str) -> Iterator[Case]:
+    """What stands between a block's products, and the loss; the tile that holds most in every form."""
+    from fusewright_kernels.activation import triton_kernels as activations
+    from fusewright_kernels.cross_entropy import triton_kernels as cross_entropy
+    from fusewright_kernels.dropout_add.triton_kernels import dropout_add_kernel
+    from fusewright_kernels.rotary.triton_kernels import rotary_forward_kernel
+
+    widest = LONGEST_COLUMNS
+    loss_tile = cross_entropy_tiles.tile(widest, last_dim=layout == CONTIGUOUS)
+    yield from _in_every_form(
+        cross_entropy.cross_entropy_forward_kernel, loss_tile, layout, {"CAPPED": True, "SPREAD": True}
+    )
+    yield from _in_every_form(cross_entropy.cross_entropy_backward_kernel, loss_tile, layout, {"CAPPED": True})
+    for pairs in (16, widest):
+        flags = {"INTERLEAVED": layout == CONTIGUOUS, "COPY_REST": True}
+        yield from _in_every_form(rotary_forward_kernel, rotary_tiles.tile(pairs), layout, flags)
+    tile = element_wise_tile(widest)
+    for kernel in (activations.swiglu_forward_kernel, activations.swiglu_backward_kernel, dropout_add_kernel):
+        yield from _in_every_form(kernel, tile, layout, {})
+    for flags in ({"TANH": True}, {"TANH": False}):
+        yield from _in_every_form(activations.bias_gelu_forward_kernel, tile, layout, flags)
+        yield from _in_every_form(activations.bias_gelu_backward_kernel, activation_tiles.BIAS_GRADIENT, layout, flags)
 
 
 def _every_tile(tile_of: Callable[[int], Tile]) -> list[Tile]:
@@ -146,13 +187,13 @@ def _is_unit_stride(name: str) -> bool:
 
 
 def _argument_type(name: str, dtype: str) -> str:
-    if name == "p_seed":
+    if name in _INT64_POINTERS:
         return "*i64"
     if name.startswith("p_"):
         return "*fp32" if name in _FLOAT32_POINTERS else f"*{dtype}"
-    if name in ("eps", "weight_offset", "keep_scale"):
+    if name in _FLOAT32_NUMBERS:
         return "fp32"
-    return "i64" if name == "keep_threshold" else "i32"
+    return "i64" if name in ("keep_threshold", "ignore_index") else "i32"
 
 
 def compilations() -> Iterator[Compilation]:

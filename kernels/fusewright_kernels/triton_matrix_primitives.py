@@ -91,18 +91,6 @@ def dot_rows(
 
 
 @triton.jit
-def tanh(b_x):
-    """Within 3 ulp: by exp where 1 - 2 / (exp(2x) + 1) loses no digits, else by a polynomial of minimax kind."""
-    b_square = b_x * b_x
-    b_series = b_square * -0.00636492 + 0.02113316
-    b_series = b_square * b_series - 0.05386651
-    b_series = b_square * b_series + 0.13332713
-    b_series = b_square * b_series - 0.33333321
-    b_magnitude = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(b_x)) + 1.0)
-    return tl.where(tl.abs(b_x) < 0.55, b_x + b_x * b_square * b_series, tl.where(b_x < 0.0, -b_magnitude, b_magnitude))
-
-
-@triton.jit
 def exponential(b_x, NATURAL: tl.constexpr):
     """exp of a difference of logits in their unit."""
     if NATURAL:

@@ -67,3 +67,15 @@ def dropout_keep(p_seed, o_m, i_n, N, keep_threshold, BLOCK_N: tl.constexpr):
     b_words = tl.interleave(tl.interleave(b_word_0, b_word_2), tl.interleave(b_word_1, b_word_3))
     # In 64 bits, as the threshold that keeps nothing is 2^32.
     return b_words.to(tl.int64) >= keep_threshold
+
+
+@triton.jit
+def tanh(b_x):
+    """Within 3 ulp: by exp where 1 - 2 / (exp(2x) + 1) loses no digits, else by a polynomial of minimax kind."""
+    b_square = b_x * b_x
+    b_series = b_square * -0.00636492 + 0.02113316
+    b_series = b_square * b_series - 0.05386651
+    b_series = b_square * b_series + 0.13332713
+    b_series = b_square * b_series - 0.33333321
+    b_magnitude = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(b_x)) + 1.0)
+    return tl.where(tl.abs(b_x) < 0.55, b_x + b_x * b_square * b_series, tl.where(b_x < 0.0, -b_magnitude, b_magnitude))

@@ -1,5 +1,10 @@
 // The entry that a test of mutated attention kernels calls: one instantiation, tensors (heads, length, 64) contiguous.
 
+extern "C" {
+int fault = 0;
+void set_fault(int number) { fault = number; }
+}
+
 #include "attention_forward_sm90.cuh"
 
 template cudaError_t fusewright::cuda::attention_forward_sm90<__nv_bfloat16, 64>(const AttentionForwardParams&, int64_t,

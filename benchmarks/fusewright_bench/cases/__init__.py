@@ -1,13 +1,26 @@
 """Every operation of the suite, by name."""
 
 from fusewright_bench.case import Operation
-from fusewright_bench.cases import additive_attention, attention, lsh_attention, normalization, recurrent, softmax
+from fusewright_bench.cases import (
+    additive_attention,
+    attention,
+    cross_entropy,
+    feed_forward,
+    linear_attention,
+    lsh_attention,
+    normalization,
+    recurrent,
+    softmax,
+)
 
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in (
         *attention.OPERATIONS,
         additive_attention.OPERATION,
+        *cross_entropy.OPERATIONS,
+        *feed_forward.OPERATIONS,
+        linear_attention.OPERATION,
         *lsh_attention.OPERATIONS,
         *normalization.OPERATIONS,
         *recurrent.OPERATIONS,

@@ -51,7 +51,8 @@ def cost(shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     pairs = batch * heads * queries * keys * width
     flops = {"fwd": 6, "bwd": 18, "both": 24}[mode] * pairs
     elements = batch * heads * (2 * queries + 2 * keys) * width
-    return Cost(flops=flops, bytes={"fwd": 1, "bwd": 2, "both": 3}[mode] * elements * dtype.itemsize)
+    passes = {"fwd": 1, "bwd": 2, "both": 3}[mode]
+    return Cost(flops, passes * elements * dtype.itemsize, exponentials=0 if mode == "bwd" else pairs)
 
 
 def _tiny_inputs(dtype: torch.dtype, device: torch.device) -> Inputs:

@@ -10,12 +10,11 @@ from importlib import import_module
 
 import torch
 from torch import Tensor
-from torch.nn import functional as torch_functional
 
 import fusewright.functional
-from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape
-from fusewright_bench.cases import ours
-from fusewright_bench.peers import FLASH_ATTN
+from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape, growth
+from fusewright_bench.cases import ours, torch_attention
+from fusewright_bench.peers import FLASH_ATTN, XFORMERS
 
 _QUICK = frozenset({"quick", "micro"})
 _MICRO = frozenset({"micro"})
@@ -43,6 +42,11 @@ SHAPES = {
         Shape("one-head-decode-65536", (1, 1, 1, 1, 65536, 128), _MICRO),
     ),
 }
+SCALING = (
+    growth("sequence length", (256, 512, 1024, 2048, 4096), lambda length: (1, 2, 2, length, length, 64)),
+    growth("head dimension", (16, 32, 64, 128), lambda width: (1, 2, 2, 1024, 1024, width)),
+    growth("batch", (1, 2, 4, 8), lambda batch: (batch, 2, 2, 1024, 1024, 64)),
+)
 TINY = Shape("tiny", (1, 1, 1, 8, 8, 8))
 MASK_BLOCK = 128
 
@@ -90,7 +94,8 @@ def cost(kind: str, shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     query_elements, key_elements = batch * heads * queries * width, batch * key_heads * keys * width
     forward, backward = 2 * query_elements + 2 * key_elements, 4 * query_elements + 4 * key_elements
     elements = {"fwd": forward, "bwd": backward, "both": forward + backward}[mode]
-    return Cost(flops=products * product, bytes=elements * dtype.itemsize, matrix=True)
+    exponentials = 0 if mode == "bwd" else product // (2 * width)
+    return Cost(products * product, elements * dtype.itemsize, matrix=True, exponentials=exponentials)
 
 
 def _arguments(kind: str, inputs: Inputs) -> dict[str, object]:
@@ -103,6 +108,23 @@ def _bind_flash_attn(kind: str, inputs: Inputs) -> Forward:
     return lambda: (flash_attn_func(*tensors, causal=kind == "causal_attention").transpose(1, 2),)
 
 
+def _bind_xformers(kind: str, inputs: Inputs) -> Forward:
+    """(B, T, H, D); fewer key heads are broadcast over groups of query heads, (B, T, HK, H / HK, D)."""
+    fmha = import_module("xformers.ops.fmha")
+    query, key, value = (inputs[name].transpose(1, 2) for name in ("query", "key", "value"))
+    heads, key_heads = query.shape[2], key.shape[2]
+    if heads != key_heads:
+        query = query.unflatten(2, (key_heads, heads // key_heads))
+        key, value = (tensor.unsqueeze(3).expand(-1, -1, -1, heads // key_heads, -1) for tensor in (key, value))
+    bias = None
+    if kind == "causal_attention":
+        bias = fmha.attn_bias.LowerTriangularMask()
+    elif "attn_mask" in inputs:
+        hidden = torch.zeros(inputs["attn_mask"].shape, dtype=query.dtype, device=query.device)
+        bias = hidden.masked_fill(~inputs["attn_mask"], -math.inf).expand(query.shape[0], heads, -1, -1)
+    return lambda: (fmha.memory_efficient_attention(query, key, value, attn_bias=bias).flatten(2, -2).transpose(1, 2),)
+
+
 def _declare(kind: str) -> Operation:
     make, plain, arguments = partial(make_inputs, kind), partial(formula, kind), partial(_arguments, kind)
 
@@ -111,15 +133,13 @@ def _declare(kind: str) -> Operation:
 
     def providers(device: torch.device) -> Sequence[Provider]:
         attention = fusewright.functional.scaled_dot_product_attention
-        peers = [] if kind == "masked_attention" else [FLASH_ATTN.provider(partial(_bind_flash_attn, kind))]
+        peers = [XFORMERS.provider(partial(_bind_xformers, kind))]
+        if kind != "masked_attention":
+            peers.append(FLASH_ATTN.provider(partial(_bind_flash_attn, kind)))
         return (
             *ours.providers(device, attention, arguments, tiny_inputs, takes_out=False),
             Provider("naive", "reference", lambda inputs: partial(plain, inputs)),
-            Provider(
-                "torch",
-                "torch",
-                lambda inputs: ours.forward_of(torch_functional.scaled_dot_product_attention, arguments(inputs)),
-            ),
+            *torch_attention.providers(arguments, tiny_inputs),
             ours.compiled(plain),
             *peers,
         )
@@ -135,6 +155,7 @@ def _declare(kind: str) -> Operation:
         differentiable=("query", "key", "value"),
         outputs=("output",),
         rank=6,
+        scaling=SCALING if kind == "causal_attention" else (),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fusewright.functional
-from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape
+from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape, growth
 from fusewright_bench.cases import ours
 from fusewright_bench.peers import REFORMER_PYTORCH, TRANSFORMERS
 
@@ -25,6 +25,10 @@ SHAPES = (
     Shape("1x8x4096x64-r2", (1, 8, 4096, 64, 2), _MICRO),
     Shape("1x8x4096x64-r4", (1, 8, 4096, 64, 4), _QUICK),
     Shape("1x8x4096x64-r8", (1, 8, 4096, 64, 8), _MICRO),
+)
+SCALING = (
+    growth("sequence length", (1024, 2048, 4096, 8192, 16384), lambda length: (1, 2, length, 64, 2)),
+    growth("rounds", (1, 2, 4, 8), lambda rounds: (1, 2, 4096, 64, rounds)),
 )
 TINY = Shape("tiny", (1, 1, 128, 8, 1))
 CHUNK_LENGTH = 64
@@ -68,7 +72,8 @@ def cost(causal: bool, shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     rotation = vectors * width * rounds * _buckets(length)
     flops = {"fwd": 2 * product + rotation, "bwd": 5 * product, "both": 7 * product + rotation}[mode]
     tensors = {"fwd": 3, "bwd": 6, "both": 9}[mode]
-    return Cost(flops=flops, bytes=tensors * vectors * width * dtype.itemsize, matrix=True)
+    exponentials = 0 if mode == "bwd" else product // (2 * width)
+    return Cost(flops, tensors * vectors * width * dtype.itemsize, matrix=True, exponentials=exponentials)
 
 
 def _with_offsets(buckets: Tensor, count: int) -> Tensor:
@@ -156,6 +161,7 @@ def _declare(causal: bool) -> Operation:
         differentiable=("query_key", "value"),
         outputs=("output",),
         rank=5,
+        scaling=SCALING if causal else (),
         baseline="naive",
     )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 import fusewright.functional
-from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape
+from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape, growth
 from fusewright_bench.cases import ours
 from fusewright_bench.peers import FLASH_ATTN, LIGER, QUACK
 from fusewright_kernels.normalization import reference
@@ -37,6 +37,11 @@ SHAPES = {
     "add_layer_norm": (*MICRO, GPT2, BERT_BASE, VIT_B16, REFORMER),
     "add_rms_norm": (*MICRO, LLAMA3_8B),
 }
+
+SCALING = (
+    growth("hidden size", (64, 256, 1024, 4096, 16384), lambda hidden: (1024, hidden)),
+    growth("rows", (16, 256, 4096, 16384), lambda rows: (rows, 1024)),
+)
 
 # Floating-point operations per element. Forward: centre 2, sum of squares 2, scale 1, weight 1, bias 1; RMS has no
 # centring and no bias. Backward: x_hat 2, weighted gradient 1, its sum 1, its product sum 2, input gradient 4, weight
@@ -181,6 +186,7 @@ def _declare(kind: str, fused_add: bool) -> Operation:
         cost=partial(cost, kind, fused_add),
         differentiable=("input", *residual, "weight", *bias),
         outputs=("output", "new_residual") if fused_add else ("output",),
+        scaling=() if fused_add else SCALING,
     )
 
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusewright_bench.case import Forward, Inputs, Outputs, Provider
+from fusewright_bench.case import Forward, Inputs, Outputs, Provider, Shape
 
 # "reference" is left out: it is the plain formula, which runs as the provider "naive".
 KERNEL_BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 Functional = Callable[..., Any]
 Arguments = Callable[[Inputs], dict[str, Any]]
+Make = Callable[[Shape, torch.dtype, torch.device, torch.Generator], Inputs]
 
 
 def as_outputs(result: Tensor | Outputs) -> Outputs:

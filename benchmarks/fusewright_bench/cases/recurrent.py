@@ -5,6 +5,7 @@ Sizes are T, B, I, H: steps, batch, input width, hidden width.
 
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusewright.functional
-from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape
+from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape, growth
 from fusewright_bench.cases import ours
+from fusewright_bench.peers import FLASHRNN
 from fusewright_kernels.recurrent import reference
 
 _QUICK = frozenset({"quick", "micro"})
@@ -36,9 +38,15 @@ SHAPES = {
     "gru": (*_BATCHED, *_SINGLE, Shape("deep-speech-2", (256, 8, 800, 800), _MODELS)),
     "padded_lstm": (_BATCHED[0], _BATCHED[3]),
 }
+SCALING = (
+    growth("hidden size", (64, 128, 256, 512, 1024), lambda hidden: (16, 16, hidden, hidden)),
+    growth("batch", (1, 4, 16, 64), lambda batch: (16, batch, 256, 256)),
+    growth("sequence length", (16, 64, 256), lambda steps: (steps, 16, 256, 256)),
+)
 TINY = Shape("tiny", (1, 1, 8, 8))
 
 _GATES = {"lstm": 4, "gru": 3, "padded_lstm": 4}
+_ACTIVATIONS = {"lstm": 5, "gru": 3}  # a sigmoid or a tanh each, and an exponential each
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -92,6 +100,25 @@ def _torch_layer(kind: str, inputs: Inputs) -> Outputs:
     return (function(inputs["input"], state, weights, True, 1, 0.0, training, False, False)[0],)
 
 
+def _bind_flashrnn(inputs: Inputs) -> Forward:
+    """(B, T, G, heads, H) projected inputs, here with one head; its kernels start after the product with the input."""
+    flashrnn = import_module("flashrnn").flashrnn
+    hidden = inputs["h0"].shape[-1]
+    gate_sizes = (_GATES["lstm"], 1, hidden)
+
+    def forward() -> Outputs:
+        projected = (inputs["input"] @ inputs["weight_ih"].mT).transpose(0, 1).unflatten(-1, gate_sizes)
+        recurrent = inputs["weight_hh"].unflatten(0, gate_sizes)
+        bias = (inputs["bias_ih"] + inputs["bias_hh"]).unflatten(0, gate_sizes)
+        states = torch.stack([inputs["h0"], inputs["c0"]])[:, :, None, None]
+        dtype = str(projected.dtype).removeprefix("torch.")
+        return (
+            flashrnn(projected, recurrent, bias, states, function="lstm", dtype=dtype)[0][0, :, :, 0].transpose(0, 1),
+        )
+
+    return forward
+
+
 def cost(kind: str, shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     """Two products a step forward and four backward; input, output and weights, and their gradients, once each."""
     steps, batch, width, hidden = shape.sizes
@@ -100,7 +127,9 @@ def cost(kind: str, shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     product = int(2 * steps * batch * gates * (width + hidden) * share)
     elements = int(steps * batch * (width + hidden) * share) + gates * (width + hidden + 2)
     passes = {"fwd": 1, "bwd": 2, "both": 3}[mode]
-    return Cost(flops=passes * product, bytes=passes * elements * dtype.itemsize, matrix=True)
+    activations = _ACTIVATIONS[_cell(kind)] * int(steps * batch * hidden * share)
+    exponentials = 0 if mode == "bwd" else activations
+    return Cost(passes * product, passes * elements * dtype.itemsize, matrix=True, exponentials=exponentials)
 
 
 def _declare(kind: str) -> Operation:
@@ -122,6 +151,7 @@ def _declare(kind: str) -> Operation:
             Provider("naive", "reference", lambda inputs: partial(plain, inputs)),
             Provider("torch", "torch", torch_forward),
             ours.compiled(plain),
+            *([FLASHRNN.provider(_bind_flashrnn)] if kind == "lstm" else []),
         )
 
     states = ("h0",) if kind == "gru" else ("h0", "c0")
@@ -136,6 +166,7 @@ def _declare(kind: str) -> Operation:
         differentiable=("input", *states, *_PARAMETERS),
         outputs=("output",),
         rank=4,
+        scaling=SCALING if kind == "lstm" else (),
     )
 
 

@@ -50,7 +50,8 @@ def cost(shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     elements = math.prod(shape.sizes)
     flops = {"fwd": FORWARD_FLOPS, "bwd": BACKWARD_FLOPS, "both": FORWARD_FLOPS + BACKWARD_FLOPS}[mode]
     tensors = {"fwd": 2, "bwd": 3, "both": 5}[mode]
-    return Cost(flops=flops * elements, bytes=tensors * elements * dtype.itemsize)
+    exponentials = 0 if mode == "bwd" else elements
+    return Cost(flops * elements, tensors * elements * dtype.itemsize, exponentials=exponentials)
 
 
 def _bind_quack(inputs: Inputs) -> Forward:

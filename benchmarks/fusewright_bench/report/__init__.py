@@ -1,1 +1,1 @@
-"""What a run looks like: a terminal table, a Markdown report, a JSON file."""
+"""What a run looks like: a terminal table, Markdown, an HTML page, charts, JSON and CSV."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusewright_bench.results import SCHEMA_VERSION, Absence, Results, Row
+from fusewright_bench.results import SCHEMA_VERSION, Absence, Results, Row, Study
 
 
 class ResultFileError(ValueError):
@@ -46,7 +46,8 @@ def read(path: Path) -> Results:
     try:
         cases = [Row(**row) for row in document.pop("cases")]
         absent = [Absence(**absence) for absence in document.pop("absent")]
-        return Results(cases=cases, absent=absent, **document)
+        studies = [Study(**study) for study in document.pop("studies", [])]
+        return Results(cases=cases, absent=absent, studies=studies, **document)
     except (KeyError, TypeError) as error:
         raise ResultFileError(f"{path} does not follow schema_version {SCHEMA_VERSION}: {error}") from error
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fusewright_bench.report import table
+from fusewright_bench import scaling
+from fusewright_bench.report import limits, table
 from fusewright_bench.results import Results, Row
 
 
@@ -16,15 +17,24 @@ def render(results: Results) -> str:
         f"# fusewright on {environment['device']}{state}",
         f"- command: `{results.command}`\n"
         f"- {environment['cpu_model']}, {environment['cores']} cores, kernels for {isa}\n"
-        f"- {versions}, commit {environment['commit'] or 'unknown'}\n"
-        f"- {_limits(results)}",
-        table.LEGEND.format(baseline=_baseline(results)),
+        f"- {versions}, commit {environment['commit'] or 'unknown'}",
+        table.LEGEND.format(baseline=baseline_text(results)),
     ]
     for op, rows in table.by_op(results.cases).items():
         parts += [f"## {op}", table.markdown_table(table.titles(wide=True), table.cells(rows, wide=True))]
+    grown = scaling.lines(results)
+    if grown:
+        parts += ["## Growth", table.markdown_table(scaling.HEADER, grown)]
     failures = [f"- {row.op} {row.shape} {row.dtype} {row.mode} {row.label}: {row.failure}" for row in failed(results)]
     if failures:
         parts += ["## Failed", "\n".join(failures)]
+    parts += [
+        "## Limits of this machine, measured in this run",
+        table.markdown_table(limits.HEADER, limits.lines(results)),
+    ]
+    disturbed = table.note_lines(results.cases)
+    if disturbed:
+        parts += ["## Disturbed", "\n".join(f"- {line}" for line in disturbed)]
     if results.absent:
         parts += ["## Not measured", "\n".join(f"- {line}" for line in absence_lines(results))]
     return "\n\n".join(parts) + "\n"
@@ -48,24 +58,5 @@ def absence_lines(results: Results) -> list[str]:
     ]
 
 
-def _baseline(results: Results) -> str:
+def baseline_text(results: Results) -> str:
     return " or ".join(dict.fromkeys(row.baseline for row in results.cases if row.baseline)) or "the baseline"
-
-
-def _limits(results: Results) -> str:
-    """The machine's own figures, beyond every cache, per thread count."""
-    largest: dict[int, dict[str, float]] = {}
-    for bandwidth in results.roofline.get("bandwidth", []):
-        known = largest.get(bandwidth["threads"])
-        if known is None or bandwidth["bytes"] > known["bytes"]:
-            largest[bandwidth["threads"]] = bandwidth
-    memory = [
-        f"{threads} threads copy {table.significant(found['copy_gbps'])} GB/s,"
-        f" read {table.significant(found['read_gbps'])} GB/s"
-        for threads, found in largest.items()
-    ]
-    peaks = [
-        f"{peak['unit']} {peak['dtype']} {table.significant(peak['gflops'])} GFLOP/s at {peak['threads']} threads"
-        for peak in results.roofline.get("peak", [])
-    ]
-    return "measured limits: " + "; ".join(memory + peaks)

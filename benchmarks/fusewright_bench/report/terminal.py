@@ -90,6 +90,9 @@ def show(results: Results) -> None:
             print(f"\n{op}\n{table.plain_table(table.titles(True), table.cells(rows, True))}", file=stream)
     for row in failed(results):
         print(f"failed: {row.op} {row.shape} {row.dtype} {row.mode} {row.label}: {row.failure}", file=stream)
+    disturbed = table.note_lines(results.cases)
+    if disturbed:
+        print(f"disturbed (marked ~): {len(disturbed)} notes, in the reports; the first: {disturbed[0]}", file=stream)
     for line in absence_lines(results):
         print(f"not measured: {line}", file=stream)
 

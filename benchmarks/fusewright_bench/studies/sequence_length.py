@@ -1,4 +1,6 @@
-"""Time and memory of one causal attention, forward and backward, over the sequence length: dense and by LSH.
+"""Time and memory of one causal attention, forward and backward, over the sequence length.
+
+By the plain formula, dense, within a window, by LSH and linear.
 
 The figure of the Reformer paper (Kitaev, Kaiser, Levskaya, 2020, figure 5). Time is the smallest of a few calls of each
 method in turn; memory is the most that torch's allocator holds beyond the inputs. A length that would take a method
@@ -9,6 +11,7 @@ longer than ``--limit`` seconds, going by the length before, is left out for it.
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fusewright import functional
-from fusewright_bench import environment
+from fusewright_bench import environment, scaling
 from fusewright_bench.case import DTYPES
 from fusewright_bench.harness import synchronize
 from fusewright_bench.memory import peak_memory_bytes
@@ -35,15 +38,37 @@ class Point:
     input_bytes: int
 
 
+WINDOW = 256
+_QUADRATIC = ("naive", "dense")
+
+
 def methods(rounds: Sequence[int]) -> dict[str, Method]:
-    made: dict[str, Method] = {"dense": _dense}
+    made: dict[str, Method] = {"naive": _naive, "dense": _dense, f"window-{WINDOW}": _windowed, "linear": _linear}
     for count in rounds:
         made[f"LSH-{count}"] = _lsh(count)
     return made
 
 
+def _naive(query_key: Tensor, value: Tensor) -> Tensor:
+    logits = query_key @ query_key.mT / query_key.shape[-1] ** 0.5
+    hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
+    return torch.softmax(logits.masked_fill(hidden, -math.inf), -1) @ value
+
+
 def _dense(query_key: Tensor, value: Tensor) -> Tensor:
     output = functional.scaled_dot_product_attention(query_key, query_key, value, is_causal=True)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _windowed(query_key: Tensor, value: Tensor) -> Tensor:
+    output = functional.scaled_dot_product_attention(query_key, query_key, value, window=(WINDOW, 0))
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _linear(query_key: Tensor, value: Tensor) -> Tensor:
+    output = functional.linear_attention(query_key, query_key, value, is_causal=True)
     assert isinstance(output, Tensor)
     return output
 
@@ -69,7 +94,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[Point]:
         grad_output = torch.randn(shape, generator=generator).to(leaves[0])
         calls = {}
         for name, method in methods(options.rounds).items():
-            growth = 2.0 if name == "dense" else 1.0
+            growth = 2.0 if name in _QUADRATIC else 1.0
             if name in last and last[name][1] * (length / last[name][0]) ** growth > options.limit:
                 continue
             calls[name] = _call(method, leaves, grad_output)
@@ -107,7 +132,16 @@ def table_of(points: Sequence[Point]) -> str:
         times = [_time_text(found.get((name, length))) for name in names]
         memory = [_memory_text(found.get((name, length))) for name in names]
         lines.append(f"| {length} | " + " | ".join(times + memory) + " |")
+    curves = [[point for point in points if point.method == name] for name in names]
+    times = [_power([(point.length, point.seconds) for point in curve]) for curve in curves]
+    memory = [_power([(point.length, point.memory_bytes) for point in curve]) for curve in curves]
+    lines.append("| fitted | " + " | ".join(times + memory) + " |")
     return "\n".join(lines)
+
+
+def _power(points: Sequence[tuple[float, float]]) -> str:
+    fitted = scaling.exponent(points)
+    return "-" if fitted is None else f"L^{fitted:.2f}"
 
 
 def _time_text(point: Point | None) -> str:

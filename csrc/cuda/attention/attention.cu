@@ -1,5 +1,6 @@
 // Entries of the attention kernels: what they accept, and the choice by element type and width.
 
+#include "attention_backward.cuh"
 #include "attention_forward.cuh"
 #include "fusewright/cuda/tensor_map.cuh"
 #include "fusewright/cuda_api.h"
@@ -7,15 +8,16 @@
 namespace fusewright::cuda {
 namespace {
 
-bool takes_tensor_map(const HeadsView& view, const AttentionParams& params, int64_t length, int64_t heads) {
+bool takes_tensor_map(const HeadsView& view, const AttentionParams& params, int64_t width, int64_t length,
+                      int64_t heads) {
   return cuda::takes_tensor_map({view.data,
                                  params.dtype,
-                                 {params.width, length, heads, params.batch},
+                                 {width, length, heads, params.batch},
                                  {1, view.row_stride, view.head_stride, view.batch_stride},
                                  {}});
 }
 
-bool is_accepted(const AttentionForwardParams& params) {
+bool is_accepted(const AttentionParams& params) {
   constexpr int64_t most_blocks = 65535;  // along y and z
   constexpr int64_t longest = int64_t{1} << 29;
   const bool plain = params.mask.kind == MaskKind::none && params.block_mask == nullptr &&
@@ -26,18 +28,39 @@ bool is_accepted(const AttentionForwardParams& params) {
                      params.queries >= 1 && params.queries <= longest && params.keys >= 1 && params.keys <= longest;
   // A negative scale would make the smallest product the largest logit.
   return plain && sizes && params.scale > 0.0f && params.scale < INFINITY &&
-         (params.dtype == DataType::bfloat16 || params.dtype == DataType::float16) &&
-         params.width == params.value_width && (params.width == 64 || params.width == 128) &&
-         takes_tensor_map(params.query, params, params.queries, params.heads) &&
-         takes_tensor_map(params.key, params, params.keys, params.key_heads) &&
-         takes_tensor_map(params.value, params, params.keys, params.key_heads);
+         (params.dtype == DataType::bfloat16 || params.dtype == DataType::float16) && params.width >= 8 &&
+         params.width % 8 == 0 && params.value_width >= 8 && params.value_width % 8 == 0 &&
+         attention_kernel_width(params) != 0 &&
+         takes_tensor_map(params.query, params, params.width, params.queries, params.heads) &&
+         takes_tensor_map(params.key, params, params.width, params.keys, params.key_heads) &&
+         takes_tensor_map(params.value, params, params.value_width, params.keys, params.key_heads);
+}
+
+bool is_accepted_backward(const AttentionBackwardParams& params) {
+  // The kernels count tiles in 32 bits; their workspace would have to be larger than any memory.
+  const int64_t tiles = params.batch * params.heads * ceil_div(params.queries, 64);
+  return is_accepted(params) && tiles < int64_t{1} << 30 &&
+         takes_tensor_map(params.output, params, params.value_width, params.queries, params.heads) &&
+         takes_tensor_map(params.grad_output, params, params.value_width, params.queries, params.heads);
 }
 
 template <class T>
 cudaError_t forward_of_width(const AttentionForwardParams& params, int64_t shift, void* stream) {
 #if defined(FUSEWRIGHT_CUDA_SM90)
-  return params.width == 64 ? attention_forward_sm90<T, 64>(params, shift, stream)
-                            : attention_forward_sm90<T, 128>(params, shift, stream);
+  return attention_kernel_width(params) == 64 ? attention_forward_sm90<T, 64>(params, shift, stream)
+                                              : attention_forward_sm90<T, 128>(params, shift, stream);
+#else
+  return cudaErrorNotSupported;
+#endif
+}
+
+template <class T>
+cudaError_t backward_of_width(const AttentionBackwardParams& params, int64_t shift, bool ordered, void* workspace,
+                              void* stream) {
+#if defined(FUSEWRIGHT_CUDA_SM90)
+  return attention_kernel_width(params) == 64
+             ? attention_backward_sm90<T, 64>(params, shift, ordered, workspace, stream)
+             : attention_backward_sm90<T, 128>(params, shift, ordered, workspace, stream);
 #else
   return cudaErrorNotSupported;
 #endif
@@ -51,4 +74,17 @@ int fusewright_cuda_attention_forward(const fusewright::AttentionForwardParams* 
   if (!is_accepted(*params)) return cudaErrorInvalidValue;
   return params->dtype == fusewright::DataType::bfloat16 ? forward_of_width<__nv_bfloat16>(*params, shift, stream)
                                                          : forward_of_width<__half>(*params, shift, stream);
+}
+
+int fusewright_cuda_attention_backward(const fusewright::AttentionBackwardParams* params, int64_t shift, bool ordered,
+                                       void* workspace, void* stream) {
+  using namespace fusewright::cuda;
+  if (!is_accepted_backward(*params) || !is_aligned(workspace, 16)) return cudaErrorInvalidValue;
+  return params->dtype == fusewright::DataType::bfloat16
+             ? backward_of_width<__nv_bfloat16>(*params, shift, ordered, workspace, stream)
+             : backward_of_width<__half>(*params, shift, ordered, workspace, stream);
+}
+
+int64_t fusewright_cuda_attention_backward_workspace(const fusewright::AttentionBackwardParams* params) {
+  return fusewright::cuda::AttentionBackwardWorkspace::bytes(*params);
 }

@@ -7,46 +7,16 @@
 // Shah et al., "FlashAttention-3", 2024. Exponentials are 2^x, with the scale and log2(e) in one factor.
 #pragma once
 
-#include <algorithm>
-
 #include "attention_exact_row.cuh"
 #include "attention_forward.cuh"
 #include "attention_softmax.cuh"
-#include "fusewright/attention.h"
-#include "fusewright/cuda/launch.cuh"
+#include "attention_tile_sm90.cuh"
 #include "fusewright/cuda/named_barrier.cuh"
 #include "fusewright/cuda/shared.cuh"
-#include "fusewright/cuda/tensor_map.cuh"
-#include "fusewright/cuda/wgmma.cuh"
 
 namespace fusewright::cuda {
 
-constexpr int attention_stages = 2;
-constexpr int attention_consumers = 2;  // warpgroups
 constexpr int attention_query_tile = 64 * attention_consumers;
-constexpr int attention_key_tile = 128;
-constexpr int attention_threads = warpgroup_size * (1 + attention_consumers);
-
-// Arrivals that free a stage: a warp cannot speak for the reads of the others of its warpgroup.
-constexpr int attention_consumer_warps = 4 * attention_consumers;
-
-// A register file of 65536 gives the producer what it cannot do without, the consumers the rest.
-constexpr int attention_producer_registers = 24;
-constexpr int attention_consumer_registers = 240;
-
-template <int Rows, int D>
-struct alignas(1024) AttentionTile {
-  static constexpr int slabs = D / slab_columns;
-  static constexpr int slab_bytes = Rows * slab_row_bytes;
-  static constexpr int bytes = slabs * slab_bytes;
-  unsigned char data[bytes];
-
-  // Row `row`, at the start of columns [16 * k, 16 * k + 16).
-  __device__ __forceinline__ const unsigned char* at(int row, int k) const {
-    constexpr int products_of_slab = slab_columns / 16;
-    return data + k / products_of_slab * slab_bytes + row * slab_row_bytes + k % products_of_slab * 32;
-  }
-};
 
 template <int D>
 struct AttentionShared {
@@ -77,21 +47,6 @@ __device__ __forceinline__ AttentionKeyTiles key_tiles(const AttentionRows& rows
   const int begin = rows.first_key(first_query) / attention_key_tile;
   const int end = (rows.end_key(last_query) + attention_key_tile - 1) / attention_key_tile;
   return {begin, max(0, end - begin)};
-}
-
-// Stage and phase of the nth use of a ring.
-__device__ __forceinline__ int stage_of(int n) { return n % attention_stages; }
-__device__ __forceinline__ int parity_of(int n) { return n / attention_stages % 2; }
-
-template <int Rows, int D>
-__device__ __forceinline__ void load_tile(AttentionTile<Rows, D>& tile, const CUtensorMap& map, uint64_t* full, int row,
-                                          int head, int batch) {
-  mbarrier_arrive_expect_bytes(full, AttentionTile<Rows, D>::bytes);
-#pragma unroll
-  for (int slab = 0; slab < AttentionTile<Rows, D>::slabs; ++slab) {
-    tensor_load(tile.data + slab * AttentionTile<Rows, D>::slab_bytes, &map, full, slab * slab_columns, row, head,
-                batch);
-  }
 }
 
 // One thread. Values come one tile behind the keys, as they are wanted.
@@ -157,15 +112,25 @@ class Turns {
   int own_, other_;
 };
 
+// Output and statistics of the thread's row r.
+template <class T, int D, int r>
+__device__ __forceinline__ void write_row(const AttentionRows& rows, const AttentionRow& row, int lane,
+                                          const OnlineSoftmax& softmax, float (&sums)[D / 2]) {
+  if (row.index >= rows.queries) return;
+  const float total = softmax.total(r);
+  if (lane % 4 == 0) rows.write_statistics(row, softmax.reference(r), total);
+  if (!is_finite_row<r>(sums, lane)) {
+    sum_values_exactly<T, D, r>(rows, row, lane, softmax.scaled_reference(r), sums);
+  }
+  store_row<T, r>(rows.output, row, lane, sums, total == 0.0f ? 0.0f : 1.0f / total, rows.value_width);
+}
+
 template <class T, int D>
 __device__ __forceinline__ void consume(const AttentionSm90Params& params, AttentionShared<D>& shared,
                                         const AttentionKeyTiles& tiles, int first_query, int consumer) {
   const int lane = threadIdx.x % warp_size;
   const int warp = threadIdx.x / warp_size % 4;
   const int query = first_query + 64 * consumer + 16 * warp + lane / 4;
-  const auto release = [lane](uint64_t* empty) {
-    if (lane == 0) mbarrier_arrive(empty);
-  };
   const Turns turns(consumer);
   OnlineSoftmax softmax(params.rows, query, lane);
   float sums[D / 2] = {};
@@ -179,7 +144,7 @@ __device__ __forceinline__ void consume(const AttentionSm90Params& params, Atten
     multiply_key<T, D>(logits, shared, consumer, 0);
     turns.pass();
     wgmma_wait<0>(logits);
-    release(&shared.key_empty[0]);
+    release_stage(&shared.key_empty[0]);
     softmax.add_tile(logits, tiles.key(0), first_query);
     pack<T>(logits, weights);
     for (int n = 1; n < tiles.count; ++n) {
@@ -191,10 +156,10 @@ __device__ __forceinline__ void consume(const AttentionSm90Params& params, Atten
       multiply_value<T, D>(sums, weights, shared, value_stage);
       turns.pass();
       wgmma_wait<1>(logits);
-      release(&shared.key_empty[stage]);
+      release_stage(&shared.key_empty[stage]);
       softmax.add_tile(logits, tiles.key(n), first_query);
       wgmma_wait<0>(sums);
-      release(&shared.value_empty[value_stage]);
+      release_stage(&shared.value_empty[value_stage]);
       softmax.rescale(sums);
       pack<T>(logits, weights);
     }
@@ -231,8 +196,7 @@ __global__ void __launch_bounds__(attention_threads, 1)
     mbarrier_fence_init();
   }
   __syncthreads();
-  // From one lane, so that the compiler knows it to be uniform: products in divergent code would be serialised.
-  const int warpgroup = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / warpgroup_size, 0);
+  const int warpgroup = warpgroup_index();
   if (warpgroup == 0) {
     release_registers<attention_producer_registers>();
     if (threadIdx.x < warp_size && elect_lane()) produce<D>(params, shared, tiles, first_query);
@@ -242,28 +206,19 @@ __global__ void __launch_bounds__(attention_threads, 1)
   }
 }
 
-inline TensorMapShape tensor_map_of(const HeadsView& view, DataType dtype, int64_t width, int64_t length, int64_t heads,
-                                    int64_t batch, int rows_of_box) {
-  return {view.data,
-          dtype,
-          {width, length, heads, batch},
-          {1, view.row_stride, view.head_stride, view.batch_stride},
-          {slab_columns, rows_of_box, 1, 1}};
-}
-
 template <class T, int D>
 cudaError_t attention_forward_sm90(const AttentionForwardParams& params, int64_t shift, void* stream) {
   AttentionSm90Params kernel_params;
-  kernel_params.rows = AttentionRows(params, shift);
-  const auto encode = [&](CUtensorMap& map, const HeadsView& view, int64_t length, int64_t heads, int rows_of_box) {
-    return encode_tensor_map(map, tensor_map_of(view, params.dtype, D, length, heads, params.batch, rows_of_box));
-  };
-  cudaError_t error = encode(kernel_params.query_map, params.query, params.queries, params.heads, attention_query_tile);
+  kernel_params.rows = AttentionRows(params, params.output, shift);
+  cudaError_t error = encode_heads(kernel_params.query_map, params.query, params, params.width, params.queries,
+                                   params.heads, attention_query_tile);
   if (error == cudaSuccess) {
-    error = encode(kernel_params.key_map, params.key, params.keys, params.key_heads, attention_key_tile);
+    error = encode_heads(kernel_params.key_map, params.key, params, params.width, params.keys, params.key_heads,
+                         attention_key_tile);
   }
   if (error == cudaSuccess) {
-    error = encode(kernel_params.value_map, params.value, params.keys, params.key_heads, attention_key_tile);
+    error = encode_heads(kernel_params.value_map, params.value, params, params.value_width, params.keys,
+                         params.key_heads, attention_key_tile);
   }
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(ceil_div(params.queries, attention_query_tile)),

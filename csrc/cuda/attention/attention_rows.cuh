@@ -11,24 +11,24 @@
 namespace fusewright::cuda {
 
 struct AttentionRow {
-  int batch, head, query;
+  int batch, head, index;
 };
 
 struct AttentionRows {
   HeadsView query, key, value, output;
   float *maximum, *total;  // (B, H, T)
-  int heads, group, queries, keys, width;
+  int heads, group, queries, keys, width, value_width;
   // Query i sees keys [i + before, i + behind), of those there are.
   int before, behind;
   float scale, scale_log2;
 
   AttentionRows() = default;
 
-  AttentionRows(const AttentionForwardParams& params, int64_t shift)
+  AttentionRows(const AttentionParams& params, const HeadsView& output, int64_t shift)
       : query(params.query),
         key(params.key),
         value(params.value),
-        output(params.output),
+        output(output),
         maximum(params.maximum),
         total(params.total),
         heads(static_cast<int>(params.heads)),
@@ -36,6 +36,7 @@ struct AttentionRows {
         queries(static_cast<int>(params.queries)),
         keys(static_cast<int>(params.keys)),
         width(static_cast<int>(params.width)),
+        value_width(static_cast<int>(params.value_width)),
         scale(params.scale),
         scale_log2(static_cast<float>(params.scale * 1.4426950408889634)) {
     // Beyond any sum of two lengths a limit is none.
@@ -48,15 +49,25 @@ struct AttentionRows {
   __device__ __forceinline__ int first_key(int i_query) const { return max(0, i_query + before); }
   __device__ __forceinline__ int end_key(int i_query) const { return min(keys, i_query + behind); }
 
-  // Whether a tile of 128 queries by 128 keys has pairs that do not take part.
-  __device__ __forceinline__ bool cuts(int first_query, int i_first_key) const {
-    return i_first_key + 128 > end_key(first_query) || i_first_key < first_key(first_query + 127);
+  // The queries that see a key.
+  __device__ __forceinline__ int first_query(int i_key) const { return max(0, i_key - behind + 1); }
+  __device__ __forceinline__ int end_query(int i_key) const {
+    return i_key < keys ? min(queries, i_key - before + 1) : 0;
+  }
+
+  // Whether a tile of `tile_queries` queries by 128 keys has pairs that do not take part.
+  __device__ __forceinline__ bool cuts(int i_first_query, int tile_queries, int i_first_key) const {
+    return i_first_key + 128 > end_key(i_first_query) || i_first_key < first_key(i_first_query + tile_queries - 1);
+  }
+
+  // Of a row in (B, H, T).
+  __device__ __forceinline__ int64_t place(const AttentionRow& row) const {
+    return (static_cast<int64_t>(row.batch) * heads + row.head) * queries + row.index;
   }
 
   __device__ __forceinline__ void write_statistics(const AttentionRow& row, float reference, float sum) const {
-    const int64_t place = (static_cast<int64_t>(row.batch) * heads + row.head) * queries + row.query;
-    maximum[place] = reference;
-    total[place] = sum;
+    maximum[place(row)] = reference;
+    total[place(row)] = sum;
   }
 };
 

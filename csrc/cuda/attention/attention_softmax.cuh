@@ -31,11 +31,11 @@ __device__ __forceinline__ uint32_t packed_pair(float first, float second) {
   return pair.words[0];
 }
 
-// Weights as the operand of the product with the values; the layouts agree, so no lane needs another's.
-template <class T>
-__device__ __forceinline__ void pack(const float (&weights)[64], uint32_t (&packed)[32]) {
+// Weights as the left operand of a product; the layouts agree, so no lane needs another's.
+template <class T, int Count>
+__device__ __forceinline__ void pack(const float (&weights)[Count], uint32_t (&packed)[Count / 2]) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) packed[i] = packed_pair<T>(weights[2 * i], weights[2 * i + 1]);
+  for (int i = 0; i < Count / 2; ++i) packed[i] = packed_pair<T>(weights[2 * i], weights[2 * i + 1]);
 }
 
 class OnlineSoftmax {
@@ -45,7 +45,7 @@ class OnlineSoftmax {
 
   // Turns the products of a tile of keys from `first_key` on into weights, and adds them to the totals.
   __device__ __forceinline__ void add_tile(float (&logits)[64], int first_key, int first_query_of_block) {
-    if (rows_.cuts(first_query_of_block, first_key)) hide(logits, first_key);
+    if (rows_.cuts(first_query_of_block, 128, first_key)) hide(logits, first_key);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float larger = maximum_[r];

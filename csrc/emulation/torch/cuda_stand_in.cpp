@@ -2,13 +2,16 @@
 // which here is what torch's CPU allocator hands out while this library is loaded.
 
 #include <c10/core/CPUAllocator.h>
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
 
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "control.h"
 
@@ -16,21 +19,16 @@ namespace {
 
 // An op holds a device guard while it runs: what is allocated meanwhile is output or workspace, and comes unwritten.
 thread_local int ops_running = 0;
+// Unless a function of torch allocates it, which fills it.
+thread_local bool torch_computes = false;
 
 constexpr size_t alignment = 64;
 // Beside every buffer, so that an access past it does not meet the next.
 constexpr size_t gap = 256;
 
-struct Allocation {
-  void* memory;
-  void* data;
-};
-
-void release(void* context) {
-  auto* allocation = static_cast<Allocation*>(context);
-  fusewright_emulation_remove_buffer(allocation->data);
-  std::free(allocation->memory);
-  delete allocation;
+void release(void* data) {
+  fusewright_emulation_remove_buffer(data);
+  std::free(static_cast<char*>(data) - gap);
 }
 
 class DeviceMemory final : public c10::Allocator {
@@ -42,12 +40,12 @@ class DeviceMemory final : public c10::Allocator {
     // NaN in every floating-point type: what a kernel fails to write is seen in the result.
     std::memset(memory, 0xFF, room + 2 * gap);
     void* data = static_cast<char*>(memory) + gap;
-    const bool written = ops_running == 0;
+    const bool written = ops_running == 0 || torch_computes;
     const std::string name = (written ? "tensor " : "output or workspace ") + std::to_string(++allocations_);
     fusewright_emulation_add_buffer(name.c_str(), data, bytes, written, true);
-    return {data, new Allocation{memory, data}, &release, c10::Device(c10::DeviceType::CPU)};
+    return {data, data, &release, c10::Device(c10::DeviceType::CPU)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* target, const void* source, size_t bytes) const override { std::memcpy(target, source, bytes); }
 
  private:
@@ -73,6 +71,17 @@ __attribute__((visibility("default"))) void fusewright_emulation_use_device_memo
     c10::SetCPUAllocator(allocator_before, priority);
     allocator_before = nullptr;
   }
+}
+
+// What an op asks of torch by name.
+AOTITorchError torch_call_dispatcher(const char* name, const char* overload, StableIValue* stack, uint64_t version) {
+  static const auto call = reinterpret_cast<decltype(&torch_call_dispatcher)>(
+      dlsym(dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD), "torch_call_dispatcher"));
+  const bool leaves_empty = std::strstr(name, "empty") != nullptr;
+  const bool before = std::exchange(torch_computes, torch_computes || !leaves_empty);
+  const AOTITorchError error = call(name, overload, stack, version);
+  torch_computes = before;
+  return error;
 }
 
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {

@@ -44,6 +44,7 @@ struct AttentionParams {
   // (H, padded D), zero behind D: scores are sum_d weight[d] tanh(query[d] + key[d]) instead of products.
   const float* score_weight = nullptr;
 
+  bool split_float32 = false;  // multiply float32 as three bfloat16 where there are tiles
   float scale, softcap;
   int64_t window_left, window_right;  // -1 is no limit
   uint64_t seed = 0;

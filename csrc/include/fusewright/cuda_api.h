@@ -6,6 +6,7 @@
 
 #include "fusewright/attention.h"
 #include "fusewright/normalization.h"
+#include "fusewright/recurrent.h"
 #include "fusewright/softmax.h"
 
 #pragma GCC visibility push(default)
@@ -29,8 +30,36 @@ int fusewright_cuda_softmax_forward(const fusewright::SoftmaxForwardParams* para
 // The kernel's type is that of grad_input; grad_output and output have that type or float32.
 int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* params, void* stream);
 
-// bfloat16 or float16, D = DV of 64 or 128, rows aligned to 16 bytes, no mask but the window, nothing else that changes
-// logits or weights; on a device of compute capability 9.0. `shift` is S - T where windows align bottom-right, else 0.
+// bfloat16 or float16, D and DV multiples of 8 up to 128, rows aligned to 16 bytes, no mask but the window, nothing
+// else that changes logits or weights; on a device of compute capability 9.0. `shift` is S - T where windows align
+// bottom-right, else 0.
 int fusewright_cuda_attention_forward(const fusewright::AttentionForwardParams* params, int64_t shift, void* stream);
+
+// The same; rows of output and gradient are aligned alike. A gradient of data nullptr is not written. `workspace` holds
+// the bytes that fusewright_cuda_attention_backward_workspace tells, aligned to 16. `ordered`: grad_query repeats bit
+// for bit, as the others always do.
+int fusewright_cuda_attention_backward(const fusewright::AttentionBackwardParams* params, int64_t shift, bool ordered,
+                                       void* workspace, void* stream);
+int64_t fusewright_cuda_attention_backward_workspace(const fusewright::AttentionBackwardParams* params);
+
+// bfloat16 or float16, D and DV multiples of 8 up to 128, rows aligned to 16 bytes, no mask but the window to the left,
+// no dropout. `lengths` (B,) is in device memory. `workspace` holds the bytes that
+// fusewright_cuda_attention_decode_workspace tells, aligned to 16.
+int fusewright_cuda_attention_decode(const fusewright::AttentionDecodeParams* params, const int64_t* lengths,
+                                     void* workspace, void* stream);
+int64_t fusewright_cuda_attention_decode_workspace(const fusewright::AttentionDecodeParams* params);
+
+// bfloat16 or float16. `workspace` holds the bytes that the entry before tells for the same params on the same device,
+// aligned to 16, and is cleared on the stream where need be. The launch is cooperative.
+int fusewright_cuda_recurrent_forward_workspace(const fusewright::RecurrentForwardStepsParams* params, int64_t* bytes);
+int fusewright_cuda_recurrent_forward(const fusewright::RecurrentForwardStepsParams* params, void* workspace,
+                                      void* stream);
+int fusewright_cuda_recurrent_backward_workspace(const fusewright::RecurrentBackwardStepsParams* params,
+                                                 int64_t* bytes);
+int fusewright_cuda_recurrent_backward(const fusewright::RecurrentBackwardStepsParams* params, void* workspace,
+                                       void* stream);
+// taken (T, B, I) = input, all of 16-bit elements, with zeros for what lies behind a sample's end.
+int fusewright_cuda_recurrent_taken_rows(const void* input, const int64_t* lengths, void* taken, int64_t time,
+                                         int64_t batch, int64_t width, void* stream);
 }
 #pragma GCC visibility pop

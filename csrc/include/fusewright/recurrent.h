@@ -11,6 +11,10 @@ namespace fusewright {
 
 enum class RecurrentCell { lstm, gru, rnn_tanh, rnn_relu };
 
+FUSEWRIGHT_HOST_DEVICE constexpr int64_t gates_of(RecurrentCell cell) {
+  return cell == RecurrentCell::lstm ? 4 : cell == RecurrentCell::gru ? 3 : 1;
+}
+
 // Columns of gate gradients, in widths of the hidden state.
 FUSEWRIGHT_HOST_DEVICE constexpr int64_t gradient_columns(RecurrentCell cell) {
   return cell == RecurrentCell::lstm ? 4 : cell == RecurrentCell::gru ? 6 : 1;
@@ -83,6 +87,41 @@ struct RecurrentBackwardParams : RecurrentParams {
   // For a single step: the rows of gate gradients times weight_hh, (rows, H) in their type. A call without it takes the
   // step, one with it finishes the gradients of the first states; packing weight_hh for one product would not pay.
   const void* hidden_gradients;
+};
+
+// ---- CUDA ----
+// The steps alone: products over all steps at once are torch's. Samples stand in their own order, with lengths and
+// resets where the device has them. Everything is contiguous; what is written at steps that a sample does not take is
+// zero before and stays so.
+
+struct RecurrentStepsParams {
+  RecurrentCell cell;
+  DataType dtype;  // bfloat16 or float16
+  bool reverse;
+  int64_t time, batch, hidden;
+  const int64_t* lengths;  // (B,) or nullptr
+  const bool* resets;      // (T, B) or nullptr
+  const void *h0, *c0;     // (B, H)
+};
+
+struct RecurrentForwardStepsParams : RecurrentStepsParams {
+  const void* from_input;         // (T, B, G * H): the input times weight_ih, without biases
+  const void* weight_hh;          // (G * H, H)
+  const void *bias_ih, *bias_hh;  // (G * H,) or nullptr
+  void* output;                   // (T, B, H)
+  void *h_n, *c_n;                // (B, H)
+  void* gates;                    // (T, B, S * H) or nullptr
+  float* cells;                   // (T, B, H) or nullptr
+};
+
+struct RecurrentBackwardStepsParams : RecurrentStepsParams {
+  const void* weight_hh_transposed;  // (H, G * H)
+  const void *output, *gates;        // as the forward wrote them
+  const float* cells;
+  const void *grad_output, *grad_h_n, *grad_c_n;  // each may be nullptr
+  void *grad_h0, *grad_c0;                        // (B, H), nullptr if nobody wants them
+  void* grad_gates;     // (T, B, gradient_columns * H), as in RecurrentBackwardParams but by time and sample
+  void* hidden_before;  // (T, B, H): the state that each step began with; nullptr if nobody wants it
 };
 
 // target (left columns, right_width) = left^T right, all float32 with unit last stride, target contiguous.

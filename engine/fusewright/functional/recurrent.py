@@ -28,7 +28,7 @@ def lstm(
     autocast everything is taken in the low-precision type, as torch does.
 
     Args:
-        input: (T, B, I), float32, bfloat16, float16 or float64 (float64 by the plain formula).
+        input: (T, B, I), float32, bfloat16, float16 or float64 (float64, and float32 on a GPU, by the plain formula).
         h0: (B, H), or (B, P) with ``weight_hr``; zeros if None. It gets a gradient, as has every floating argument.
         c0: (B, H); zeros if None.
         weight_ih: (4 H, I), gates in torch's order: input, forget, cell, output.

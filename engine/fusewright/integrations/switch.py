@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
-from fusewright.integrations import torch_functions
+from fusewright.integrations import recurrent_functions, torch_functions
 from fusewright.integrations.sdpa_slot import Slots
 from fusewright_kernels.checks import type_error, value_error
 
-_REPLACEMENTS: dict[str, Callable[..., Any]] = {
+_ATTENTION: dict[str, Callable[..., Any]] = {
     "scaled_dot_product_attention": torch_functions.scaled_dot_product_attention,
     "multi_head_attention_forward": torch_functions.multi_head_attention_forward,
 }
+_REPLACEMENTS = {**_ATTENTION, **recurrent_functions.STAND_INS}
 OPS = tuple(_REPLACEMENTS)
 
 _active: set[str] = set()
@@ -23,7 +24,7 @@ _fastpath_before = True
 
 
 def enable(ops: Iterable[str] | None = None) -> None:
-    """Let torch's own attention run on our kernels, in models as they are, until :func:`disable`.
+    """Let torch's own attention and recurrent layers run on our kernels, in models as they are, until :func:`disable`.
 
     What is taken over, by name in ``ops``:
 
@@ -34,8 +35,12 @@ def enable(ops: Iterable[str] | None = None) -> None:
     * ``"multi_head_attention_forward"``: the function in torch.nn.functional that torch.nn.MultiheadAttention, and so
       torch's Transformer layers, call, attention weights included.
 
-    Either switches ``torch.backends.mha``'s fast path off: it runs past both functions. A padded position of
-    torch.nn.TransformerEncoder in inference then holds numbers, as in training, and not the fast path's zeros.
+    * ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"`` and each with ``"_cell"``: the functions in torch that the
+      modules of torch.nn call, of padded and of packed sequences, without projections.
+
+    Either of the first two switches ``torch.backends.mha``'s fast path off: it runs past both functions. A padded
+    position of torch.nn.TransformerEncoder in inference then holds numbers, as in training, and not the fast path's
+    zeros.
 
     A call that no kernel of ours takes (float64, tensor subclasses, forward-mode derivatives) runs on torch's kernel,
     and a wrong call fails as torch's does. Dropout draws other random numbers, rows without any key are 0 in
@@ -79,13 +84,13 @@ def _checked(ops: Iterable[str] | None) -> set[str]:
 def _switch_to(wanted: set[str]) -> None:
     if wanted == _active:
         return
-    if not _active:
+    if not _active & _ATTENTION.keys() and wanted & _ATTENTION.keys():
         _leave_fastpath()
     for name in wanted - _active:
         _replace(name)
     for name in _active - wanted:
         _restore(name)
-    if not wanted:
+    if _active & _ATTENTION.keys() and not wanted & _ATTENTION.keys():
         _return_to_fastpath()
     _active.clear()
     _active.update(wanted)
@@ -95,17 +100,27 @@ def _switch_to(wanted: set[str]) -> None:
         dynamo.reset()
 
 
+def _places(name: str) -> tuple[Any, ...]:
+    """The modules that hold a function."""
+    # torch.nn's recurrent modules look their functions up in the second, whose own attributes come first.
+    return (torch.nn.functional,) if name in _ATTENTION else (torch, torch._VF)
+
+
 def _replace(name: str) -> None:
-    torch_functions.torch_functions[name] = getattr(torch.nn.functional, name)
-    setattr(torch.nn.functional, name, _REPLACEMENTS[name])
+    torch_functions.torch_functions[name] = getattr(_places(name)[0], name)
+    for place in _places(name):
+        setattr(place, name, _REPLACEMENTS[name])
     if name == "scaled_dot_product_attention":
         _slots.install()
+    if name in recurrent_functions.STAND_INS:
+        recurrent_functions.script_as_torchs()
 
 
 def _restore(name: str) -> None:
     # Whoever replaced ours meanwhile keeps theirs, and ours below it keeps calling torch's.
-    if getattr(torch.nn.functional, name) is _REPLACEMENTS[name]:
-        setattr(torch.nn.functional, name, torch_functions.torch_functions[name])
+    for place in _places(name):
+        if getattr(place, name) is _REPLACEMENTS[name]:
+            setattr(place, name, torch_functions.torch_functions[name])
     if name == "scaled_dot_product_attention":
         _slots.remove()
 

@@ -24,7 +24,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 torch_functions: dict[str, Callable[..., Any]] = {}
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def plain(*tensors: Tensor | None) -> bool:
     """Whether all are ordinary dense tensors, without forward-mode derivatives (which our kernels do not have)."""
     if forward_ad._current_level >= 0:
         return False
@@ -86,7 +86,7 @@ def scaled_dot_product_attention(
         )  # fmt: skip
     if (
         not overridden
-        and _plain(query, key, value, attn_mask)
+        and plain(query, key, value, attn_mask)
         and _operands_fit(query, key, value, enable_gqa)
         and 0.0 <= dropout_p <= 1.0
         and (attn_mask is None or (not is_causal and _mask_fits(attn_mask, query, key.shape[-2])))
@@ -145,7 +145,7 @@ def multi_head_attention_forward(
         not odd
         and not (is_causal and attn_mask is None)
         and not has_torch_function(tensors)
-        and _plain(*tensors)
+        and plain(*tensors)
         and 0.0 <= dropout_p <= 1.0
         and _parameters_fit(projections, query, embed_dim_to_check)
         and _inputs_fit(query, key, value, projections, key_padding_mask, attn_mask)

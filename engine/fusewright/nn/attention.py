@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fusewright.nn.kv_cache import KeyValueCache
-from fusewright.nn.multi_head import Projections, argument_error, multi_head_attention
+from fusewright.nn.multi_head import Projections, argument_error, multi_head_attention, project_memory
+from fusewright.nn.paged_kv_cache import PagedKeyValueCache
+from fusewright.nn.rolling_kv_cache import RollingKeyValueCache
 from fusewright.nn.rotary import RotaryEmbedding
 from fusewright_kernels.checks import type_error, value_error
 
@@ -99,14 +101,17 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
         *,
         cache: KeyValueCache | None = None,
+        projected: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attended values and, if ``need_weights``, the weights.
 
         Args:
             cache: the keys and values before these: the new ones are appended, and attention is causal. Needs
-                ``need_weights=False``, no mask, no gradient and no key bias; nothing is dropped.
+                ``need_weights=False``, no padding mask, no gradient and no key bias; nothing is dropped. ``attn_mask``,
+                if given, is floating, with a column for every place of the cache, and without a window.
+            projected: what :meth:`project_memory` made of ``key``, which is ``value``: neither is projected again.
             Others: as torch.nn.MultiheadAttention; ``is_causal`` alone is the causal mask, and with ``attn_mask``
-                says that this mask is it.
+                says that this mask is it. ``attn_mask`` may be (H, T, S), the same for every sequence.
 
         Returns:
             (T, B, E), (B, T, E) or (T, E) as query, and the weights (B, T, S), or (B, H, T, S) if not averaged, or
@@ -114,7 +119,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         """
         error = argument_error(
             query, key, value, self.num_heads, (self.embed_dim, self.kdim, self.vdim), self.batch_first,
-            key_padding_mask, attn_mask,
+            key_padding_mask, attn_mask, getattr(cache, "capacity", None), True,
         )  # fmt: skip
         if error is not None:
             if cache is not None or self._is_extended():
@@ -129,8 +134,14 @@ class MultiheadAttention(nn.MultiheadAttention):
             query, key, value, self._projections(), batch_first=self.batch_first, key_padding_mask=key_padding_mask,
             attn_mask=attn_mask, is_causal=is_causal, dropout_p=self.dropout if self.training else 0.0,
             need_weights=need_weights, average_attn_weights=average_attn_weights, add_zero_attn=self.add_zero_attn,
-            window=self.window, rotary=self.rotary, cache=cache,
+            window=self.window, rotary=self.rotary, cache=cache, projected=projected,
         )  # fmt: skip
+
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``memory``, (B, S, E) if ``batch_first`` else (S, B, E), for calls that attend to it."""
+        if self.kdim != self.vdim or memory.ndim != 3 or memory.shape[-1] != self.kdim:
+            raise value_error("memory.shape", tuple(memory.shape), f"3 sizes, the last {self.kdim}, kdim and vdim")
+        return project_memory(memory if self.batch_first else memory.transpose(0, 1), self._projections())
 
     def _projections(self) -> Projections:
         return Projections(
@@ -145,13 +156,31 @@ class MultiheadAttention(nn.MultiheadAttention):
             raise type_error("cache", f"a {type(cache).__name__}", "a KeyValueCache or None")
         if need_weights:
             raise value_error("need_weights", True, "False where a cache is given")
-        for name, tensor in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask), ("bias_k", self.bias_k)):
+        for name, tensor in (("key_padding_mask", key_padding_mask), ("bias_k", self.bias_k)):
             if tensor is not None:
                 raise value_error(name, "given", "None where a cache is given")
+        if attn_mask is not None and (attn_mask.dtype is torch.bool or self.window is not None or self.add_zero_attn):
+            what = f"given, of {attn_mask.dtype}"
+            expected = "floating or None where a cache is given, None with a window or a key of zeros"
+            raise value_error("attn_mask", what, expected)
 
-    def make_cache(self, batch_size: int, capacity: int) -> KeyValueCache:
-        """An empty cache for ``batch_size`` sequences of up to ``capacity`` positions, on the parameters' device."""
+    def make_cache(
+        self, batch_size: int, capacity: int, *, page_size: int | None = None, rolling: bool = False
+    ) -> KeyValueCache:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` positions, on the parameters' device.
+
+        Args:
+            page_size: positions of a page, for a :class:`PagedKeyValueCache`.
+            rolling: drop what lies before the module's window when it is full: a :class:`RollingKeyValueCache`.
+        """
         weight = self.out_proj.weight
-        return KeyValueCache(
-            batch_size, self.num_kv_heads, capacity, self.head_dim, device=weight.device, dtype=weight.dtype
-        )
+        sizes = (batch_size, self.num_kv_heads, capacity, self.head_dim)
+        placed: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        if rolling:
+            left = self.window if self.window is None or isinstance(self.window, int) else self.window[0]
+            if left is None or left < 0 or page_size is not None:
+                raise value_error("rolling", rolling, "False where the window has no left end or a page_size is given")
+            return RollingKeyValueCache(*sizes, window=left, **placed)
+        if page_size is not None:
+            return PagedKeyValueCache(*sizes, page_size=page_size, **placed)
+        return KeyValueCache(*sizes, **placed)

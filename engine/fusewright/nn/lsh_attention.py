@@ -57,7 +57,7 @@ class LSHSelfAttention(nn.Module):
         probability("dropout", dropout)
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
-        self.n_hashes, self.chunk_length = n_hashes, chunk_length
+        self.n_hashes, self.chunk_length, self.is_causal = n_hashes, chunk_length, is_causal
         self._options = {
             "n_buckets": n_buckets, "chunks_before": chunks_before,
             "chunks_after": chunks_after, "is_causal": is_causal, "scale": scale,

@@ -50,11 +50,15 @@ def argument_error(
     batch_first: bool,
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
+    capacity: int | None = None,
+    shared_heads: bool = False,
 ) -> ArgumentTypeError | ArgumentValueError | None:
     """What :func:`multi_head_attention` could not compute with, if anything.
 
     Args:
         widths: last sizes that query, key and value must have.
+        capacity: of a cache, whose places the last size of ``attn_mask`` then counts.
+        shared_heads: whether ``attn_mask`` may be (H, T, S), which torch does not take.
         Others: as in :func:`multi_head_attention`.
     """
     if query.ndim not in (2, 3):
@@ -71,10 +75,13 @@ def argument_error(
         return value_error("key's batch size", key.shape[batch_dim], f"{query.shape[batch_dim]}, that of query")
     batch = query.shape[batch_dim] if query.ndim == 3 else 1
     length, keys = (tensor.shape[0 if tensor.ndim == 2 else 1 - batch_dim] for tensor in (query, key))
-    shapes = {
+    columns = keys if capacity is None else capacity
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {
         "key_padding_mask": ((keys,),) if query.ndim == 2 else ((batch, keys),),
-        "attn_mask": ((length, keys), (batch * num_heads, length, keys)),
+        "attn_mask": ((length, columns), (batch * num_heads, length, columns)),
     }
+    if shared_heads:
+        shapes["attn_mask"] += ((num_heads, length, columns),)
     for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
         if mask is None:
             continue
@@ -102,6 +109,7 @@ def multi_head_attention(
     window: int | tuple[int, int] | None = None,
     rotary: RotaryEmbedding | None = None,
     cache: KeyValueCache | None = None,
+    projected: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Project, attend with H heads, project back. Arguments must have passed :func:`argument_error`.
 
@@ -109,7 +117,7 @@ def multi_head_attention(
         query: (T, B, E), or (B, T, E) if ``batch_first``, or one sequence (T, E).
         key, value: (S, B, kdim) and (S, B, vdim) likewise.
         key_padding_mask: (B, S) or (S,): True leaves a key out, floats are added to its logits.
-        attn_mask: (T, S) or (B * H, T, S), likewise.
+        attn_mask: (T, S), (B * H, T, S) or (H, T, S), likewise.
         is_causal: query i sees keys up to i. ``attn_mask`` is then taken to say just that and is not read, unless
             there are keys that belong to no position (``key_bias``, ``add_zero_attn``), where it is what counts.
         dropout_p: dropout on the weights.
@@ -117,7 +125,9 @@ def multi_head_attention(
         add_zero_attn: one more key and value of zeros.
         window: as in :func:`fusewright.functional.scaled_dot_product_attention`.
         rotary: turns queries and keys by their positions.
-        cache: holds the keys and values before these, which are appended; without masks, dropout and weights.
+        cache: holds the keys and values before these, which are appended; without padding, dropout and weights.
+            ``attn_mask`` is then a bias on the logits, floating, with a column for every place of the cache.
+        projected: what :func:`project_memory` made of ``key``, which is ``value``, before.
 
     Returns:
         Attended values in query's layout, and the weights (B, T, S), (B, H, T, S), (T, S) or (H, T, S), or None.
@@ -129,8 +139,8 @@ def multi_head_attention(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     elif not batch_first:
         query, key, value = _each(lambda sequences: sequences.transpose(0, 1), query, key, value)
-    heads = _heads(query, key, value, projections)
-    positions = 0 if cache is None else cache.lengths
+    heads = _heads(query, key, value, projections) if projected is None else (_queries(query, projections), *projected)
+    positions = 0 if cache is None else cache.positions
     if rotary is not None:
         heads = (rotary(heads[0], positions), rotary(heads[1], positions), heads[2])
     weights = None
@@ -144,7 +154,8 @@ def multi_head_attention(
             need_weights, average_attn_weights,
         )  # fmt: skip
     else:
-        attended = _decode(*heads, cache, window, add_zero_attn)
+        bias = _merged_mask(attn_mask, None, projections.num_heads, False)
+        attended = _decode(*heads, cache, bias, window, add_zero_attn)
     if batched and not batch_first:
         output = linear(attended.permute(2, 0, 1, 3).flatten(2), projections.output, projections.output_bias)
     else:
@@ -154,6 +165,13 @@ def multi_head_attention(
     return output.squeeze(0), None if weights is None else weights.squeeze(0)
 
 
+def project_memory(memory: Tensor, projections: Projections) -> tuple[Tensor, Tensor]:
+    """Keys (B, HK, S, D) and values (B, HK, S, DV) of ``memory`` (B, S, E), for many calls that attend to it."""
+    no_query = memory.new_empty(memory.shape[0], 0, projections.output.shape[0])
+    _, key, value = _heads(no_query, memory, memory, projections)
+    return key, value
+
+
 def _each(
     function: Callable[[Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,6 +179,14 @@ def _each(
     new_query = function(query)
     new_key = new_query if key is query else function(key)
     return new_query, new_key, new_key if value is key else function(value)
+
+
+def _queries(query: Tensor, projections: Projections) -> Tensor:
+    """Projected queries (B, H, T, D)."""
+    width = projections.output.shape[1]
+    weight = projections.query if projections.packed is None else projections.packed[:width]
+    bias = None if projections.bias is None else projections.bias[:width]
+    return _rows_times(query, weight, bias).unflatten(-1, (projections.num_heads, -1)).transpose(1, 2)
 
 
 def _heads(query: Tensor, key: Tensor, value: Tensor, projections: Projections) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,15 +284,23 @@ def _decode(
     key: Tensor,
     value: Tensor,
     cache: KeyValueCache,
+    bias: Tensor | None,
     window: int | tuple[int, int] | None,
     zero_key: bool,
 ) -> Tensor:
     """Causal attention of the newest queries over the cache, the new keys and values appended."""
+    left, right = _causal_window(window, True)
+    sinks = query.new_zeros(query.shape[1]) if zero_key else None
+    if bias is not None:
+        cache.append(key, value)
+        return cache.attend(query, bias)
+    if cache.is_empty and query.shape[2] > 1:
+        cache.append(key, value)
+        # The keys are all at hand, and a prompt has queries enough for the kernel that is made for many.
+        attended = functional.scaled_dot_product_attention(
+            query, key, value, enable_gqa=True, window=(left, right), sinks=sinks
+        )
+        assert isinstance(attended, Tensor)
+        return attended
     cache.append(key, value)
-    left, _ = _causal_window(window, True)
-    attended = functional.decode_attention(
-        query, cache.key, cache.value, cache.lengths, window=None if left < 0 else left,
-        sinks=query.new_zeros(query.shape[1]) if zero_key else None,
-    )  # fmt: skip
-    assert isinstance(attended, Tensor)
-    return attended
+    return cache.attend(query, window=None if left < 0 else left, sinks=sinks)

@@ -7,12 +7,108 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusewright import functional
+from fusewright.nn.recurrent_layers import Layer, fused_layer, run_layers
+from fusewright_kernels.recurrent.op import Variation, varied_recurrent
 
 State = Any  # a tensor; for an LSTM a pair of them
 
 
+def _probability(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}, expected a probability, 0 to 1")
+    return value
+
+
 class _Layers(nn.RNNBase):
-    """The forward that the three modules share: layers, directions, packing, dropout between layers."""
+    """The forward that the three modules share: layers, directions, packing, dropout between layers; and their options
+    beyond torch's.
+
+    Args:
+        weight_dropout: probability with which each element of weight_hh is dropped in a training forward, the same for
+            all its steps (Merity et al., "Regularizing and optimizing LSTM language models", 2018). By the fused
+            layers.
+        zoneout: probability with which an element of a state keeps its value over a step, in evaluation the mean
+            (Krueger et al., "Zoneout", 2017); a pair for an LSTM's hidden and cell state. By the plain formula.
+        layer_norm: normalise the two products before the gates, and an LSTM's cell state before its tanh, with gains
+            ``gain_ih``, ``gain_hh`` and ``gain_cell`` and a ``bias_cell``, each with the layer's suffix (Ba et al.,
+            "Layer normalization", 2016). By the plain formula.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        *args: Any,
+        weight_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        peephole: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(mode, *args, **kwargs)
+        self.weight_dropout = _probability("weight_dropout", weight_dropout)
+        pair = zoneout if isinstance(zoneout, tuple) else (zoneout,) * (2 if mode == "LSTM" else 1)
+        if len(pair) != (2 if mode == "LSTM" else 1):
+            raise ValueError(f"zoneout is {zoneout}, expected a probability, or for an LSTM a pair of them")
+        self.zoneout = tuple(_probability("zoneout", value) for value in pair)
+        self.layer_norm, self.peephole = layer_norm, peephole
+        sizes: dict[str, tuple[int, ...]] = {}
+        weight = self._parameters["weight_hh_l0"]
+        assert weight is not None
+        rows = weight.shape[0]
+        if layer_norm:
+            sizes |= {"gain_ih": (rows,), "gain_hh": (rows,)}
+            if mode == "LSTM":
+                sizes |= {"gain_cell": (self.hidden_size,), "bias_cell": (self.hidden_size,)}
+        if peephole:
+            sizes["peephole"] = (3, self.hidden_size)
+        self._extras = tuple(sizes)
+        for suffix in self._suffixes():
+            for name, size in sizes.items():
+                self.register_parameter(f"{name}{suffix}", nn.Parameter(weight.new_empty(size)))
+        self._reset_options()
+
+    def _suffixes(self) -> list[str]:
+        return [names[0].removeprefix("weight_ih") for names in self._all_weights]
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._reset_options()
+
+    def _reset_options(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.startswith("gain_"):
+                nn.init.ones_(parameter)
+            elif name.startswith("bias_cell"):
+                nn.init.zeros_(parameter)
+            elif name.startswith("peephole"):
+                nn.init.uniform_(parameter, -(self.hidden_size**-0.5), self.hidden_size**-0.5)
+
+    @property
+    def _varied(self) -> bool:
+        return self.layer_norm or self.peephole or any(self.zoneout)
+
+    def _weights(self) -> list[list[Tensor]]:
+        weights = [[getattr(self, name) for name in names] for names in self._all_weights]
+        if self.weight_dropout > 0.0:
+            for own in weights:
+                own[1] = nn.functional.dropout(own[1], self.weight_dropout, self.training)
+        return weights
+
+    def _varied_layer(self, lengths: Tensor | None, resets: Tensor | None) -> Layer:
+        weights, suffixes = self._weights(), self._suffixes()
+
+        def layer(index: int, input: Tensor, states: tuple[Tensor, ...], reverse: bool) -> tuple[Tensor, ...]:
+            extras: dict[str, Any] = {name: getattr(self, name + suffixes[index]) for name in self._extras}
+            variation = Variation(**extras, zoneout_hidden=self.zoneout[0], zoneout_cell=self.zoneout[-1])
+            weight_ih, weight_hh, *rest = weights[index]
+            weight_hr = rest.pop() if self.proj_size > 0 else None
+            bias_ih, bias_hh = rest if self.bias else (None, None)
+            return varied_recurrent(
+                self.mode.lower(), variation, self.training, input, states[0], states[1] if len(states) > 1 else None,
+                weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, reverse,
+            )  # fmt: skip
+
+        return layer
 
     def forward(
         self,
@@ -80,28 +176,14 @@ class _Layers(nn.RNNBase):
         return result, states if self.mode == "LSTM" else states[0]
 
     def _run(
-        self, output: Tensor, states: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
+        self, input: Tensor, states: tuple[Tensor, ...], lengths: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers on (T, B, I): the output and the last states, each stacked over layers and directions."""
-        function = getattr(functional, self.mode.lower())
-        directions = 2 if self.bidirectional else 1
-        last: list[tuple[Tensor, ...]] = []
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0.0:
-                output = nn.functional.dropout(output, self.dropout, self.training)
-            outputs = []
-            for direction in range(directions):
-                index = layer * directions + direction
-                weights = [getattr(self, name) for name in self._all_weights[index]]
-                keywords = {"weight_hr": weights.pop()} if self.proj_size > 0 else {}
-                result, *after = function(
-                    output, *(state[index] for state in states), *weights,
-                    lengths=lengths, resets=resets, reverse=direction == 1, **keywords,
-                )  # fmt: skip
-                outputs.append(result)
-                last.append(tuple(after))
-            output = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-        return output, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
+        if self._varied:
+            layer = self._varied_layer(lengths, resets)
+        else:
+            layer = fused_layer(self.mode.lower(), self._weights(), self.proj_size > 0, lengths, resets)
+        return run_layers(layer, input, states, self.num_layers, self.bidirectional, self.dropout, self.training)
 
     def _zeros(self, input: Tensor, batch: int) -> tuple[Tensor, ...]:
         layers = self.num_layers * (2 if self.bidirectional else 1)
@@ -122,7 +204,14 @@ class _Layers(nn.RNNBase):
 
 
 class LSTM(_Layers):
-    """:class:`torch.nn.LSTM` on fused layers: its constructor, ``state_dict`` and forward, plus keywords."""
+    """:class:`torch.nn.LSTM` on fused layers: its constructor, ``state_dict`` and forward, plus keywords.
+
+    Args:
+        weight_dropout, zoneout, layer_norm: see :class:`_Layers`.
+        peephole: let the input and forget gates see the cell state before a step and the output gate the one after it,
+            each element its own, by ``peephole`` (3, H) with the layer's suffix (Gers and Schmidhuber, "Recurrent nets
+            that time and count", 2000). By the plain formula.
+    """
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -132,15 +221,26 @@ class LSTM(_Layers):
 
 
 class GRU(_Layers):
-    """:class:`torch.nn.GRU` on fused layers: its constructor, ``state_dict`` and forward, plus keywords."""
+    """:class:`torch.nn.GRU` on fused layers: its constructor, ``state_dict`` and forward, plus keywords.
+
+    Args:
+        weight_dropout, zoneout, layer_norm: see :class:`_Layers`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _refuse_projection(kwargs)
+        _refuse_lstm_options(kwargs)
         super().__init__("GRU", *args, **kwargs)
 
 
 class RNN(_Layers):
-    """:class:`torch.nn.RNN` on fused layers: its constructor, ``state_dict`` and forward, plus keywords."""
+    """:class:`torch.nn.RNN` on fused layers: its constructor, ``state_dict`` and forward, plus keywords.
+
+    Args:
+        weight_dropout, zoneout, layer_norm: see :class:`_Layers`.
+        identity_init: begin with weight_hh the identity, biases 0 and weight_ih normal of deviation 0.001, for
+            nonlinearity ``"relu"`` (Le et al., "A simple way to initialize recurrent networks of rectified linear
+            units", 2015).
+    """
 
     def __init__(
         self,
@@ -149,18 +249,35 @@ class RNN(_Layers):
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         *args: Any,
+        identity_init: bool = False,
         **kwargs: Any,
     ) -> None:
-        _refuse_projection(kwargs)
+        _refuse_lstm_options(kwargs)
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-        self.nonlinearity = nonlinearity
+        if identity_init and nonlinearity != "relu":
+            raise ValueError(f"identity_init is True, expected False with nonlinearity '{nonlinearity}'")
+        self.nonlinearity, self.identity_init = nonlinearity, identity_init
         super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, *args, **kwargs)
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if not self.identity_init:
+            return
+        for name, parameter in self.named_parameters():
+            if name.startswith("weight_hh"):
+                nn.init.eye_(parameter)
+            elif name.startswith("weight_ih"):
+                nn.init.normal_(parameter, 0.0, 0.001)
+            elif name.startswith(("bias_ih", "bias_hh")):
+                nn.init.zeros_(parameter)
 
-def _refuse_projection(options: dict[str, Any]) -> None:
+
+def _refuse_lstm_options(options: dict[str, Any]) -> None:
     if "proj_size" in options:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    if "peephole" in options:
+        raise ValueError("peephole is given, expected for an LSTM only")
 
 
 def _check_cell(cell: nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fusewright import functional
 from fusewright_kernels.checks import value_error
 
 
@@ -78,19 +79,13 @@ class RotaryEmbedding(nn.Module):
         if heads.ndim != 4 or heads.shape[-1] < self.dim:
             raise value_error("heads.shape", tuple(heads.shape), f"(B, H, T, D) with D >= {self.dim}")
         cos, sin = self._of_rows(heads.shape[2], offset, heads.device)
-        dtype = torch.promote_types(heads.dtype, torch.float32)
-        turned, rest = heads[..., : self.dim].to(dtype), heads[..., self.dim :]
-        first, second = (turned[..., ::2], turned[..., 1::2]) if self.interleaved else turned.chunk(2, dim=-1)
-        parts = (first * cos - second * sin, first * sin + second * cos)
-        joined = torch.stack(parts, dim=-1).flatten(-2) if self.interleaved else torch.cat(parts, dim=-1)
-        return torch.cat([joined.to(heads.dtype), rest], dim=-1)
+        return functional.rotary_embedding(heads, cos, sin, interleaved=self.interleaved)
 
     def _of_rows(self, length: int, offset: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosine and sine that broadcast with (B, H, T, dim / 2)."""
+        """Cosine and sine (T, dim / 2), or (B, T, dim / 2) with an offset for each sequence."""
         if isinstance(offset, Tensor):
             # Whether the tables reach that far only the device knows; asking it would stall a decoding loop.
-            cos, sin = self._angles(offset[:, None] + torch.arange(length, device=device))
-            return cos[:, None], sin[:, None]
+            return self._angles(offset[:, None] + torch.arange(length, device=device))
         if offset < 0:
             raise value_error("offset", offset, "an int >= 0")
         end = offset + length

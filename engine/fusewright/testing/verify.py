@@ -6,21 +6,21 @@ import os
 import platform as host_platform
 import sys
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fusewright.testing import baseline as kept_errors
+from fusewright.testing import golden
 from fusewright.testing.baseline import Baseline, BaselineError
 from fusewright.testing.budgets import Judgement
 from fusewright.testing.case import Case, dtype_name, evaluate
 from fusewright.testing.cases import CASES_VERSION, cases, ops
 from fusewright_kernels import dispatch, native
-from fusewright_kernels.checks import ArgumentValueError
 
 SCHEMA_VERSION = 1
 
@@ -69,31 +69,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = _device(backend)
     try:
         kept = kept_errors.load(arguments.baseline)
-        rows = run(cases(arguments.op or None), backend, device, kept)
-        _report(rows, kept, details=arguments.details)
+        rows, refused = run(cases(arguments.op or None), backend, device, kept)
+        if refused and not rows:
+            print(f"fusewright verify: {refused[0].reason}", file=sys.stderr)
+            return 2
+        exact = [] if arguments.op else list(golden.compare(backend, device))
+        _report(rows, refused, kept, details=arguments.details)
+        _report_exact(exact)
         if arguments.json is not None:
-            _write_json(rows, arguments.json)
+            _write_json(rows, exact, arguments.json)
         if arguments.update:
             return _update(rows, kept, arguments.baseline)
-    except (BaselineError, ArgumentValueError) as error:  # the latter from a backend that cannot serve here
+    except BaselineError as error:
         print(f"fusewright verify: {error}", file=sys.stderr)
         return 2
-    return 1 if any(row.failures for row in rows) else 0
+    return 1 if any(row.failures for row in rows) or any(result.failure for result in exact) else 0
 
 
-def run(chosen: Iterable[Case], backend: str | None, device: torch.device, kept: Baseline) -> list[Row]:
+@dataclass(frozen=True)
+class Refused:
+    """A case that the backend, asked for by name, cannot serve."""
+
+    case: Case
+    reason: str
+
+
+def run(
+    chosen: Iterable[Case], backend: str | None, device: torch.device, kept: Baseline
+) -> tuple[list[Row], list[Refused]]:
     """Evaluate cases on ``backend`` (None: the one that dispatch chooses) and compare with the ``kept`` errors."""
-    rows = []
+    rows: list[Row] = []
+    refused: list[Refused] = []
     for case in chosen:
         with dispatch.recording() as decisions, warnings.catch_warnings():
             # torch says that its own rms_norm has no fused form for mixed dtypes.
             warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-            judgements = evaluate(case, backend, device, interpreted=_interpreted(backend))
+            try:
+                judgements = evaluate(case, backend, device, interpreted=_interpreted(backend))
+            except dispatch.RefusedBackendError as error:
+                refused.append(Refused(case, str(error)))
+                continue
         served = decisions[0].backend
         platform = platform_of(served, device)
         for result, judgement in judgements.items():
             rows.append(Row(case, result, served, platform, judgement, kept.kept(platform, case.id, result)))
-    return rows
+    return rows, refused
 
 
 def platform_of(backend: str, device: torch.device) -> str:
@@ -129,7 +149,7 @@ def _update(rows: list[Row], kept: Baseline, path: Path) -> int:
     return 0
 
 
-def _write_json(rows: list[Row], path: Path) -> None:
+def _write_json(rows: list[Row], exact: list[golden.Comparison], path: Path) -> None:
     report = {
         "schema_version": SCHEMA_VERSION,
         "cases_version": CASES_VERSION,
@@ -142,6 +162,7 @@ def _write_json(rows: list[Row], path: Path) -> None:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         "cases": [row.as_json() for row in rows],
+        "exact": [{**asdict(result), "failure": result.failure} for result in exact],
     }
     # Python's JSON writes infinity as a word that other readers refuse.
     path.write_text(json.dumps(_finite(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -157,11 +178,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _report_exact(exact: list[golden.Comparison]) -> None:
+    """One line on the results that have no error but only bits, and one for each that changed or was not computed."""
+    if not exact:
+        return
+    for result in exact:
+        if result.failure or result.refusal:
+            print(f"{'FAIL' if result.failure else 'not computed:'} {result.name}: {result.failure or result.refusal}")
+    same = sum(result.digest is not None and result.failure is None for result in exact)
+    print(f"{same} of {len(exact)} exact results have the bits on record")
+
+
 _COLUMNS = ("op", "dtype", "result", "cases", "worst", "budget", "PyTorch", "")
 
 
-def _report(rows: list[Row], kept: Baseline, *, details: bool) -> None:
-    """A line per op, dtype and result with its worst case, or per case; then every failure."""
+def _report(rows: list[Row], refused: list[Refused], kept: Baseline, *, details: bool) -> None:
+    """A line per op, dtype and result with its worst case, or per case; then what was refused, and every failure."""
     for platform in sorted({row.platform for row in rows}):
         groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         for row in rows:
@@ -171,6 +203,8 @@ def _report(rows: list[Row], kept: Baseline, *, details: bool) -> None:
         _print_table(platform, [[*key, *_summary(members)] for key, members in groups.items()])
         if not kept.knows(platform):
             print(f"no errors are kept for {platform}: judged by budgets and PyTorch only (keep these: --update)")
+    for reason, number in Counter(refusal.reason for refusal in refused).items():
+        print(f"skipped {number} cases: {reason}")
     for row in rows:
         for failure in row.failures:
             print(f"FAIL {row.case.id} {row.result}: {failure}")

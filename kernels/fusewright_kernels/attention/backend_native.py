@@ -1,6 +1,6 @@
 """What the compiled attention kernels take, and when they are there. They attach to the ops from C++.
 
-Those for CUDA serve Hopper's plain forward only. As a backend, ``cuda`` is these where they serve and Triton elsewhere.
+Those for CUDA are Hopper's: which calls of the backend ``cuda`` they take shows in the sizes and addresses of a call.
 """
 
 import functools
@@ -10,16 +10,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fusewright_kernels import cpu_kernels, library, native
-from fusewright_kernels.attention import backend_triton
+from fusewright_kernels import cpu_kernels, dispatch, library, native
 from fusewright_kernels.checks import LOW_PRECISION
 from fusewright_kernels.dispatch import Call
 
 _HOPPER = (9, 0)
-_HOPPER_WIDTHS = (64, 128)
-# A row begins at a multiple of this many bytes for Hopper's tensor copies, and a grid has so many blocks along y and z.
+# Head dimensions are multiples of the one and at most the other; rows begin at multiples of so many bytes, for tensor
+# copies and vectors; and a grid has so many blocks along y and z.
+_WIDTH_STEP = 8
+_WIDEST = 128
 _ALIGNMENT = 16
 _MOST_BLOCKS = 65535
+_TRACED = "a traced graph does not know how tensors are aligned"
 
 
 def refuse_cpu(call: Call) -> str | None:
@@ -27,35 +29,87 @@ def refuse_cpu(call: Call) -> str | None:
 
 
 def refuse_cuda(call: Call) -> str | None:
+    return _refuse_cuda(call) or _refuse_devices((9,))
+
+
+def refuse_cuda_decode(call: Call) -> str | None:
+    return _refuse_cuda(call) or _refuse_devices((8, 9))
+
+
+def _refuse_cuda(call: Call) -> str | None:
     if call.device_type != "cuda":
         return f"tensors are on {call.device_type}"
     if call.dtypes[0] not in LOW_PRECISION:
         return f"dtype {call.dtypes[0]} has no compiled kernel"
-    reason = backend_triton.refuse(call) or native.cuda_unavailable_reason()
-    return reason or _refuse_device()
+    return native.cuda_unavailable_reason()
 
 
 @functools.cache
-def _refuse_device() -> str | None:
+def _refuse_devices(generations: tuple[int, ...]) -> str | None:
+    """Of the ninth only Hopper: its kernels run on nothing else, and it runs no others."""
     for device in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(device)
-        if capability != _HOPPER:
-            return f"a device has compute capability {capability[0]}.{capability[1]}, the kernels need 9.0"
+        if capability[0] not in generations or (capability[0] == _HOPPER[0] and capability != _HOPPER):
+            needed = " or ".join("9.0" if generation == 9 else f"{generation}.x" for generation in generations)
+            return f"a device has compute capability {capability[0]}.{capability[1]}, the kernels need {needed}"
     return None
 
 
-def forward_overload(backend: str, arguments: tuple[Any, ...]) -> torch._ops.OpOverload:
-    """The overload of ``attention_forward`` that serves these arguments of it."""
-    if backend == "cuda" and not hopper_serves(*arguments):
-        backend = "triton"
-    return library.overload("attention_forward", backend)
+def backend_of(backend: str, forced: bool, arguments: tuple[Any, ...]) -> str:
+    """The backend that serves these arguments of ``attention_forward``, of which dispatch chose ``backend``.
+
+    Raises:
+        dispatch.RefusedBackendError: ``forced`` and Hopper's kernels do not take the call.
+    """
+    if backend != "cuda":
+        return backend
+    reason = refuse_hopper(*arguments)
+    if reason is None:
+        return backend
+    query, mask = arguments[0], arguments[3]
+    dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
+    return dispatch.hand_on("attention", query.device.type, dtypes, query.ndim, backend, reason, forced)
+
+
+def decode_backend_of(backend: str, forced: bool, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> str:
+    """:func:`backend_of` for ``attention_decode``."""
+    if backend != "cuda":
+        return backend
+    reason = refuse_decode(query, key_cache, value_cache)
+    if reason is None:
+        return backend
+    return dispatch.hand_on("attention_decode", query.device.type, (query.dtype,), query.ndim, backend, reason, forced)
+
+
+def refuse_decode(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> str | None:
+    """Why the CUDA kernels do not take the call, as ``csrc/cuda/attention/attention_decode.cu`` says, or None."""
+    if torch.compiler.is_compiling() or isinstance(query, FakeTensor):
+        return _TRACED
+    if torch._C._are_functorch_transforms_active():
+        return "inside a transform of torch.func tensors have no address"
+    reason = _refuse_widths(query, value_cache)
+    if reason is not None:
+        return reason
+    batch, heads, queries, _ = query.shape
+    if min(batch, heads, queries) < 1 or max(batch, heads * queries) > _MOST_BLOCKS:
+        return f"query.shape is {tuple(query.shape)}, it takes none that is empty or has more than {_MOST_BLOCKS} rows"
+    if not all(_has_aligned_rows(tensor) for tensor in (query, key_cache, value_cache)):
+        return f"rows of query or cache do not begin at multiples of {_ALIGNMENT} bytes"
+    return None
+
+
+def _has_aligned_rows(tensor: Tensor) -> bool:
+    steps = [step * tensor.element_size() for step in tensor.stride()[:3]]
+    return tensor.data_ptr() % _ALIGNMENT == 0 and all(step % _ALIGNMENT == 0 for step in steps)
 
 
 def backward_overload(backend: str) -> torch._ops.OpOverload:
-    return library.overload("attention_backward", "triton" if backend == "cuda" else backend)
+    """That of ``backend``, its results repeatable where torch asks for that."""
+    ordered = backend == "cuda" and torch.are_deterministic_algorithms_enabled()
+    return library.overload("attention_backward_ordered" if ordered else "attention_backward", backend)
 
 
-def hopper_serves(
+def refuse_hopper(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -71,22 +125,40 @@ def hopper_serves(
     softcap: float,
     dropout_p: float,
     *window: int | bool,
-) -> bool:
-    """Whether Hopper's forward takes the call, as ``csrc/cuda/attention/attention.cu`` says.
+) -> str | None:
+    """Why Hopper's kernels do not take the call, as ``csrc/cuda/attention/attention.cu`` says, or None.
 
-    A traced graph keeps to Triton: it does not know the addresses that tensors will have.
+    A traced graph is not theirs: it does not know the addresses that tensors will have.
     """
     if torch.compiler.is_compiling() or isinstance(query, FakeTensor):
-        return False
-    extras = (mask, block_mask, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k)
-    if any(extra is not None for extra in extras) or softcap != 0.0 or not 0.0 < scale < float("inf"):
-        return False
-    width = query.shape[3]
-    if width not in _HOPPER_WIDTHS or value.shape[3] != width:
-        return False
+        return _TRACED
+    extras = {
+        "mask": mask, "pattern": block_mask, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout": seed,
+        "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
+    }  # fmt: skip
+    given = [name for name, extra in extras.items() if extra is not None]
+    if softcap != 0.0:
+        given.append("softcap")
+    if given:
+        return f"it has no {' and no '.join(given)}"
+    if not 0.0 < scale < float("inf"):
+        return f"scale is {scale}, it takes a positive one"
+    reason = _refuse_widths(query, value)
+    if reason is not None:
+        return reason
     if min(*query.shape, *key.shape) < 1 or max(query.shape[:2]) > _MOST_BLOCKS:
-        return False
-    return all(_takes_tensor_map(tensor) for tensor in (query, key, value))
+        shapes = f"query.shape is {tuple(query.shape)} and key.shape {tuple(key.shape)}"
+        return f"{shapes}, it takes none that is empty or has more than {_MOST_BLOCKS} batches or heads"
+    if not all(_takes_tensor_map(tensor) for tensor in (query, key, value)):
+        return f"rows of query, key or value do not begin at multiples of {_ALIGNMENT} bytes, or repeat"
+    return None
+
+
+def _refuse_widths(query: Tensor, value: Tensor) -> str | None:
+    widths = query.shape[3], value.shape[3]
+    if all(_WIDTH_STEP <= width <= _WIDEST and width % _WIDTH_STEP == 0 for width in widths):
+        return None
+    return f"head dimensions are {widths[0]} and {widths[1]}, it takes multiples of {_WIDTH_STEP} up to {_WIDEST}"
 
 
 def _takes_tensor_map(tensor: Tensor) -> bool:

@@ -91,3 +91,4 @@ def attention_decode(query: Tensor, key_cache: Tensor, value_cache: Tensor, *arg
 def attach() -> None:
     for op in (attention_forward, attention_backward, attention_decode):
         library.attach_reference(op.__name__, op)
+    library.attach_reference("attention_backward_ordered", attention_backward)

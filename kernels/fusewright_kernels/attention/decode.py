@@ -4,10 +4,18 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels import dispatch, library
-from fusewright_kernels.attention import backend_native, backend_reference, backend_triton_decode, checks, rotary
+from fusewright_kernels.attention import backend_native, backend_reference, backend_triton_decode, checks
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
+from fusewright_kernels.rotary.op import rotary_embedding
 
-dispatch.register("attention_decode", {"triton": backend_triton_decode.refuse, "cpu": backend_native.refuse_cpu})
+dispatch.register(
+    "attention_decode",
+    {
+        "cuda": backend_native.refuse_cuda_decode,
+        "triton": backend_triton_decode.refuse,
+        "cpu": backend_native.refuse_cpu,
+    },
+)
 
 
 def decode_attention(
@@ -45,16 +53,18 @@ def decode_attention(
     totals = lengths + appended
     if rotary_cos is not None and rotary_sin is not None:
         last = torch.arange(query.shape[2], device=query.device) - query.shape[2]
-        query = rotary.rotate(query, rotary_cos, rotary_sin, (totals[:, None] + last).clamp_min(0), rotary_interleaved)
+        query = _turned(query, rotary_cos, rotary_sin, (totals[:, None] + last).clamp_min(0), rotary_interleaved)
     if new_key is not None and new_value is not None:
         positions = lengths[:, None] + torch.arange(appended, device=query.device)
         if rotary_cos is not None and rotary_sin is not None:
-            new_key = rotary.rotate(new_key, rotary_cos, rotary_sin, positions, rotary_interleaved)
+            new_key = _turned(new_key, rotary_cos, rotary_sin, positions, rotary_interleaved)
         _append(key_cache, new_key, positions, table)
         _append(value_cache, new_value, positions, table)
     query, key_cache, value_cache = (
         tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key_cache, value_cache)
     )
+    forced = (backend or dispatch.FORCED_BACKEND) is not None
+    chosen = backend_native.decode_backend_of(chosen, forced, query, key_cache, value_cache)
     output, statistics = library.overload("attention_decode", chosen)(
         query, key_cache, value_cache, totals, table, slopes, sink_logits, scale_value, softcap_value, window_left
     )
@@ -121,6 +131,10 @@ def _check_new_rows(
         if rows.dtype is not query.dtype:
             raise type_error(f"{name}.dtype", rows.dtype, f"{query.dtype}, the dtype of query")
     return new_key.shape[2]
+
+
+def _turned(heads: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+    return rotary_embedding(heads, cos, sin, positions, interleaved, in_place=False, backend=None)
 
 
 def _check_rotary(cos: Tensor | None, sin: Tensor | None, query: Tensor) -> None:

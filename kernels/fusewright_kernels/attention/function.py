@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd
+from fusewright_kernels import autograd, library
 from fusewright_kernels.attention import backend_native
 from fusewright_kernels.attention.backend_reference import log_sum_exp, plain_attention, plain_gradients
 
@@ -17,7 +17,10 @@ _TENSORS = 10
 
 
 class Attention(torch.autograd.Function):
-    """(the inputs of ``attention_forward``..., return_lse, backend) -> (output, statistics, lse or None)."""
+    """(the inputs of ``attention_forward``..., return_lse, backend, forced) -> (output, statistics, lse or None).
+
+    ``backend`` is what dispatch chose, ``forced`` that it was asked for by name; tensors' sizes may still refuse it.
+    """
 
     # Every argument by name: torch.compile counts them to tell a forward without a context from one with.
     @staticmethod
@@ -41,18 +44,20 @@ class Attention(torch.autograd.Function):
         bottom_right: bool,
         return_lse: bool,
         backend: str,
+        forced: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         arguments = (
             query, key, value, mask, block_mask, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k,
             block_size, scale, softcap, dropout_p, window_left, window_right, bottom_right,
         )  # fmt: skip
-        output, statistics = backend_native.forward_overload(backend, arguments)(*arguments)
+        overload = library.overload("attention_forward", backend_native.backend_of(backend, forced, arguments))
+        output, statistics = overload(*arguments)
         return output, statistics, log_sum_exp(statistics) if return_lse else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         output, statistics, _ = outputs
-        *ctx.numbers, _, ctx.backend = inputs[_TENSORS:]
+        *ctx.numbers, _, ctx.backend, ctx.forced = inputs[_TENSORS:]
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output, statistics, *inputs[:_TENSORS])
@@ -68,15 +73,15 @@ class Attention(torch.autograd.Function):
         wanted = (needed[0], needed[1], needed[2], needed[3], needed[6])
         arguments = (grad_output, grad_lse, output, statistics, *tensors, *ctx.numbers, *wanted)
         if autograd.second_derivative_possible(grad_output, grad_lse, *tensors[:4], tensors[6]):
-            gradients = AttentionBackward.apply(*arguments, ctx.backend)
+            gradients = AttentionBackward.apply(*arguments, ctx.backend, ctx.forced)
         else:
-            gradients = backend_native.backward_overload(ctx.backend)(*arguments)
+            gradients = _backward(ctx.backend, ctx.forced, arguments)
         query, key, value, mask, sinks = autograd.only_wanted(gradients, wanted)
         return query, key, value, mask, None, None, sinks, *[None] * (len(needed) - 7)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        tensors, (*numbers, return_lse, backend) = inputs[:_TENSORS], inputs[_TENSORS:]
+        tensors, (*numbers, return_lse, backend, forced) = inputs[:_TENSORS], inputs[_TENSORS:]
         size, dims = info.batch_size, in_dims[:_TENSORS]
         # Samples with one seed must draw the same mask, and one op call takes one set of sinks and of packed sequences.
         if any(tensor is not None for tensor in tensors[7:]) or dims[4] is not None or dims[6] is not None:
@@ -96,7 +101,7 @@ class Attention(torch.autograd.Function):
             if index > 2 and batched.shape[1] == 1:
                 batched = batched.expand(size, _unbatched(tensors[0], dims[0]), *batched.shape[2:])
             folded[index] = batched.flatten(0, 1)
-        output, statistics, lse = Attention.apply(*folded, *numbers, return_lse, backend)
+        output, statistics, lse = Attention.apply(*folded, *numbers, return_lse, backend, forced)
         output, statistics = output.unflatten(0, (size, -1)), statistics.unflatten(1, (size, -1))
         if lse is None:
             return (output, statistics, None), (0, 1, None)
@@ -108,17 +113,22 @@ def _unbatched(query: Tensor, batch_dim: int | None) -> int:
     return query.shape[0] if batch_dim is None or batch_dim > 0 else query.shape[1]
 
 
+def _backward(backend: str, forced: bool, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """``attention_backward`` of ``arguments`` as ``backend`` runs it, or the one that serves them."""
+    return backend_native.backward_overload(backend_native.backend_of(backend, forced, arguments[4:-5]))(*arguments)
+
+
 class AttentionBackward(torch.autograd.Function):
-    """(the inputs of ``attention_backward``..., backend) -> gradients of query, key, value, mask and sinks."""
+    """(the inputs of ``attention_backward``..., backend, forced) -> gradients of query, key, value, mask and sinks."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        *arguments, backend = inputs
-        return backend_native.backward_overload(backend)(*arguments)
+        *arguments, backend, forced = inputs
+        return _backward(backend, forced, tuple(arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        ctx.numbers = inputs[4 + _TENSORS : -1]
+        ctx.numbers = inputs[4 + _TENSORS : -2]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:2], *inputs[4 : 4 + _TENSORS])
 
@@ -145,7 +155,7 @@ class AttentionBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        numbers = inputs[4 + _TENSORS : -1]
+        numbers = inputs[4 + _TENSORS : -2]
         dims = (*in_dims[:2], *in_dims[4 : 4 + _TENSORS])
         wanted = numbers[-5:]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fusewright_kernels import autograd, dispatch, philox
+from fusewright_kernels import autograd, dispatch, library, philox
 from fusewright_kernels.attention import backend_native, backend_reference, backend_triton, checks, shapes
 from fusewright_kernels.attention.additive import additive_attention
 from fusewright_kernels.attention.decode import decode_attention
@@ -135,13 +135,15 @@ def _attention(
         block_mask = pattern.block_mask(query.shape[1], query.shape[2], key.shape[2], query.device)
     seed_on_device = philox.seed_tensor(seed, query.device) if dropout_p > 0.0 else None
     dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
-    chosen = dispatch.choose("attention", query.device.type, dtypes, query.ndim, backend)
+    chosen = dispatch.choose("attention", dispatch.device_type(query), dtypes, query.ndim, backend)
+    forced = (backend or dispatch.FORCED_BACKEND) is not None
     arguments = (
         query, key, value, mask, block_mask, alibi_slopes, sinks, seed_on_device, cu_seqlens_q, cu_seqlens_k,
         block_size, scale, softcap_value, float(dropout_p), *window, bottom_right,
     )  # fmt: skip
     if autograd.derivative_possible(query, key, value, mask, sinks):
-        output, _, lse = autograd.apply(Attention, *arguments, return_lse, chosen)
+        output, _, lse = autograd.apply(Attention, *arguments, return_lse, chosen, forced)
         return output, lse
-    output, statistics = backend_native.forward_overload(chosen, arguments)(*arguments)
+    overload = library.overload("attention_forward", backend_native.backend_of(chosen, forced, arguments))
+    output, statistics = overload(*arguments)
     return output, backend_reference.log_sum_exp(statistics) if return_lse else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusewright_kernels import dispatch
+from fusewright_kernels import dispatch, library
 from fusewright_kernels.attention import backend_native, backend_reference, checks
 
 
@@ -24,9 +24,11 @@ def _arguments(
     return (query, key, value, mask, *(None,) * 6, *numbers)
 
 
-def _backend(query: Tensor, mask: Tensor | None) -> str:
+def _backend(arguments: tuple[Any, ...]) -> str:
+    query, mask = arguments[0], arguments[3]
     dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
-    return dispatch.choose("attention", query.device.type, dtypes, query.ndim)
+    chosen = dispatch.choose("attention", dispatch.device_type(query), dtypes, query.ndim)
+    return backend_native.backend_of(chosen, dispatch.FORCED_BACKEND is not None, arguments)
 
 
 def slot_forward(
@@ -37,7 +39,7 @@ def slot_forward(
     ``mask`` has 2 to 4 dimensions and broadcasts to (B, H, T, S). Without autograd.
     """
     arguments = _arguments(query, key, value, mask, is_causal, scale)
-    output, statistics = backend_native.forward_overload(_backend(query, mask), arguments)(*arguments)
+    output, statistics = library.overload("attention_forward", _backend(arguments))(*arguments)
     return output, backend_reference.log_sum_exp(statistics)
 
 
@@ -54,7 +56,7 @@ def slot_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value from the results of :func:`slot_forward`."""
     statistics = torch.stack((lse, (lse != -torch.inf).to(lse.dtype)))
-    overload = backend_native.backward_overload(_backend(query, mask))
     inputs = _arguments(query, key, value, mask, is_causal, scale)
+    overload = backend_native.backward_overload(_backend(inputs))
     gradients = overload(grad_output, None, output, statistics, *inputs, True, True, True, False, False)
     return gradients[0], gradients[1], gradients[2]

@@ -20,9 +20,8 @@ from fusewright_kernels.triton_matrix_primitives import (
     load_tile,
     natural_statistics,
     soften,
-    tanh,
 )
-from fusewright_kernels.triton_primitives import to_dtype
+from fusewright_kernels.triton_primitives import tanh, to_dtype
 
 # Sizes that no code improves on: specialising would only recompile.
 _NOT_SPECIALIZED = ["H", "T", "S", "n_own_blocks", "before", "after", "keep_threshold"]

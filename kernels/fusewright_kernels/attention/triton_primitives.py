@@ -13,8 +13,8 @@ this interval, and tiles that lie in the intervals of all their rows need no ele
 import triton
 import triton.language as tl
 
-from fusewright_kernels.triton_matrix_primitives import INFINITY, tanh
-from fusewright_kernels.triton_primitives import dropout_keep
+from fusewright_kernels.triton_matrix_primitives import INFINITY
+from fusewright_kernels.triton_primitives import dropout_keep, tanh
 
 
 @triton.jit

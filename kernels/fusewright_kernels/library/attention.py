@@ -75,13 +75,17 @@ def _attention_backward_fake(
     )
 
 
-define(
-    "attention_backward",
+_ATTENTION_BACKWARD = (
     f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor statistics, {_ATTENTION_INPUTS}, bool need_query,"
     " bool need_key, bool need_value, bool need_mask, bool need_sinks)"
-    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask, Tensor grad_sinks)",
-    _attention_backward_fake,
+    " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask, Tensor grad_sinks)"
 )
+
+define("attention_backward", _ATTENTION_BACKWARD, _attention_backward_fake)
+
+# attention_backward_ordered: attention_backward whose results repeat bit for bit, where that costs time: in cuda.
+# That of every other backend always repeats.
+define("attention_backward_ordered", _ATTENTION_BACKWARD, _attention_backward_fake)
 
 # attention_decode: attention_forward of few queries over a cache, causal with the queries last. Sequence b holds
 # lengths[b] keys, query i of T stands at position lengths[b] - T + i. query (B, H, T, D); caches (B, HK, S, D) and

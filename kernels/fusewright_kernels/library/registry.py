@@ -41,8 +41,16 @@ def attach_triton(name: str, implementation: Callable, *, interpreted: bool) -> 
 
     Under the interpreter (``TRITON_INTERPRET=1``) kernels run on CPU tensors, so the overload serves those as well.
     """
-    for key in ("CUDA", "CPU") if interpreted else ("CUDA",):
-        _library.impl(f"{name}.triton", implementation, key)
+    attach_composed(name, "triton", implementation, interpreted=interpreted)
+
+
+def attach_composed(name: str, backend: str, implementation: Callable, *, interpreted: bool) -> None:
+    """Register op ``name`` of one backend as Python that launches that backend's kernels or calls its other ops."""
+    keys = ["CPU" if backend == "cpu" else "CUDA"]
+    if backend == "triton" and interpreted:
+        keys.append("CPU")
+    for key in keys:
+        _library.impl(f"{name}.{backend}", implementation, key)
 
 
 def overload(name: str, backend: str) -> torch._ops.OpOverload:

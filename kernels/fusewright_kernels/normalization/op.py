@@ -37,7 +37,7 @@ def norm(
     shape = checks.operands(input, normalized_shape, weight, bias)
     eps = default_rms_epsilon(input) if eps is None and not center else checks.epsilon(eps)
     input = autograd.float32_under_autocast(input)
-    chosen = dispatch.choose("norm", input.device.type, _dtypes(input, weight, bias), input.ndim, backend)
+    chosen = dispatch.choose("norm", dispatch.device_type(input), _dtypes(input, weight, bias), input.ndim, backend)
     arguments = (weight, bias, len(shape), eps, center, 1.0 if zero_centered_weight else 0.0)
     if out is not None:
         output_buffer(out, input, input.dtype)
@@ -75,7 +75,7 @@ def add_norm(
     seed_on_device = philox.seed_tensor(seed, input.device) if dropout_p > 0.0 else None
     input = autograd.float32_under_autocast(input)
     dtypes = (*_dtypes(input, weight, bias), residual.dtype, stream_dtype)
-    chosen = dispatch.choose("norm", input.device.type, dtypes, input.ndim, backend)
+    chosen = dispatch.choose("norm", dispatch.device_type(input), dtypes, input.ndim, backend)
     arguments = (len(shape), eps, center, 1.0 if zero_centered_weight else 0.0, float(dropout_p), stream_dtype)
     if chosen == "reference":
         keep = keep_mask_of(input, seed_on_device, len(shape), dropout_p)

@@ -1,16 +1,20 @@
 """Recurrent layers and cells: checks, dispatch, autograd."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from fusewright_kernels import autograd, cpu_kernels, dispatch, library
 from fusewright_kernels.checks import type_error, value_error
-from fusewright_kernels.recurrent import backend_native, backend_reference, checks
+from fusewright_kernels.recurrent import backend_native, backend_reference, checks, variants
 from fusewright_kernels.recurrent.function import Recurrent, run
+from fusewright_kernels.recurrent.variants import Variation as Variation
 
 backend_reference.attach()
-dispatch.register("recurrent", {"cpu": cpu_kernels.refuse})
+dispatch.register("recurrent", {"cuda": backend_native.refuse_cuda, "cpu": cpu_kernels.refuse})
 dispatch.register("projected_recurrent", {"cpu": backend_native.refuse_projection})
+dispatch.register("varied_recurrent", {})
 
 
 def recurrent(
@@ -38,6 +42,8 @@ def recurrent(
         h0 = checks.state("h0", h0, input, weight_hh.shape[-1] if weight_hr is None else weight_hr.shape[0])
         if cell == "lstm":
             c0 = checks.state("c0", c0, input, weight_hh.shape[0] // library.CELL_GATES[cell])
+    if c0 is not None and c0 is h0 and torch.compiler.is_compiling():
+        c0 = c0.view_as(c0)  # Dynamo refuses a function that is given one tensor twice, as torch.nn.LSTMCell gives it
     tensors = _under_autocast(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     checks.operands(library.CELL_GATES[cell], *tensors)
     dtype = tensors[0].dtype
@@ -48,6 +54,34 @@ def recurrent(
         return autograd.apply(Recurrent, *arguments, chosen)[:3]
     output, h_n, c_n, *_ = run("recurrent_forward", chosen, *arguments, False)
     return output, h_n, c_n
+
+
+def varied_recurrent(
+    cell: str,
+    variation: Variation,
+    training: bool,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """Output, h_n and an LSTM's c_n of a layer with a :class:`Variation`, by the plain formula."""
+    tensors = _under_autocast(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    checks.operands(library.CELL_GATES[cell], *tensors)
+    dispatch.choose("varied_recurrent", input.device.type, (tensors[0].dtype,), input.ndim)
+    masks = checks.lengths(lengths, input), checks.resets(resets, input)
+    device_type = input.device.type
+    enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    with torch.autocast(device_type, enabled=False) if enabled else nullcontext():
+        output, h_n, c_n = variants.run(*(variation, training, *tensors, *masks, cell, reverse))
+    return (output, h_n) if c_n is None else (output, h_n, c_n)
 
 
 def recurrent_cell(

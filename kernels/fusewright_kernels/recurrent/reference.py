@@ -28,7 +28,7 @@ def recurrent(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output (T, B, H or P), h_n (B, H or P) and the LSTM's c_n (B, H)."""
-    tensors = _wide(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    tensors = wide(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     outputs, h_n, c_n, _ = _run(*(*tensors, lengths, resets, cell, reverse))
     output = torch.stack(outputs) if outputs else input.new_empty((0, *h0.shape))
     return output.to(input.dtype), h_n.to(input.dtype), None if c_n is None else c_n.to(input.dtype)
@@ -53,10 +53,10 @@ def recurrent_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of input, h0, c0, the two weights, the two biases and weight_hr; None for what is absent."""
     differentiable = (input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    tensors = _wide(*differentiable)
+    tensors = wide(*differentiable)
     wide_h0, wide_hr = tensors[1], tensors[7]
     steps = _run(*(*tensors, lengths, resets, cell, reverse))[3]
-    grads = _wide(grad_output, grad_h_n, grad_c_n)
+    grads = wide(grad_output, grad_h_n, grad_c_n)
     dh = torch.zeros_like(wide_h0) if grads[1] is None else grads[1]
     dc = None
     if c0 is not None:
@@ -66,8 +66,8 @@ def recurrent_backward(
     d_ih, d_hh = torch.zeros_like(tensors[3]), torch.zeros_like(tensors[4])
     d_hr = None if wide_hr is None else torch.zeros_like(wide_hr)
     d_bias_ih, d_bias_hh = (tensors[3].new_zeros(tensors[3].shape[0]) for _ in range(2))
-    for t, step in zip(reversed(_order(len(steps), reverse)), reversed(steps), strict=True):
-        active, reset = _masks(t, lengths, resets)
+    for t, step in zip(reversed(order(len(steps), reverse)), reversed(steps), strict=True):
+        active, reset = masks(t, lengths, resets)
         dh_out = dh if grads[0] is None else dh + grads[0][t]
         d_now = dh_out if active is None else torch.where(active, dh_out, zero)
         if d_hr is not None:
@@ -96,18 +96,18 @@ def recurrent_backward(
     return tuple(None if result is None else result.to(input.dtype) for result in results)
 
 
-def _wide(*tensors: Tensor | None) -> list:
+def wide(*tensors: Tensor | None) -> list:
     """Each in at least float32."""
     return [
         None if tensor is None else tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors
     ]
 
 
-def _order(steps: int, reverse: bool) -> Sequence[int]:
+def order(steps: int, reverse: bool) -> Sequence[int]:
     return range(steps - 1, -1, -1) if reverse else range(steps)
 
 
-def _masks(t: int, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def masks(t: int, lengths: Tensor | None, resets: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which samples take step ``t`` and which of them start it from zero, (B, 1) or None for all and for none."""
     active = None if lengths is None else (lengths > t).unsqueeze(1)
     reset = None if resets is None else resets[t].unsqueeze(1)
@@ -138,15 +138,15 @@ def _run(
     zero = input.new_zeros(())
     outputs: list[Tensor] = []
     steps: list[Step] = []
-    for t in _order(input.shape[0], reverse):
-        active, reset = _masks(t, lengths, resets)
+    for t in order(input.shape[0], reverse):
+        active, reset = masks(t, lengths, resets)
         # What stands behind a sample's end may be NaN, which no product may meet, not even with a zero.
         x = input[t] if active is None else torch.where(active, input[t], zero)
         hidden = h if reset is None else torch.where(reset, zero, h)
         step = {"input": x, "hidden": hidden}
         if c is not None:
             step["cell_before"] = c if reset is None else torch.where(reset, zero, c)
-        after = _step(cell, _linear(x, weight_ih, bias_ih), _linear(hidden, weight_hh, bias_hh), step)
+        after = take_step(cell, _linear(x, weight_ih, bias_ih), _linear(hidden, weight_hh, bias_hh), step)
         if weight_hr is not None:
             step["unprojected"] = after
             after = after @ weight_hr.mT
@@ -160,7 +160,7 @@ def _run(
     return outputs, h, c, steps
 
 
-def _step(cell: str, from_input: Tensor, from_hidden: Tensor, step: Step) -> Tensor:
+def take_step(cell: str, from_input: Tensor, from_hidden: Tensor, step: Step) -> Tensor:
     """The hidden state after a step, before any projection; what the backward needs goes into ``step``."""
     if cell == "lstm":
         i, f, g, o = (from_input + from_hidden).chunk(4, 1)

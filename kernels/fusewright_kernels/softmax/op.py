@@ -31,14 +31,14 @@ def softmax(
     input = autograd.float32_under_autocast(input)
     output_dtype = dtype or input.dtype
     # As torch.softmax: a wider dtype is the type the input is first converted to, a narrower one rounds the input.
-    if torch.finfo(output_dtype).bits < torch.finfo(input.dtype).bits:
+    if output_dtype is not input.dtype and torch.finfo(output_dtype).bits < torch.finfo(input.dtype).bits:
         input = input.to(output_dtype)
     if input.ndim == 0:
         if out is not None:
             output_buffer(out, input, output_dtype)
         row = softmax(input.reshape(1), 0, output_dtype, out=None if out is None else out.reshape(1), backend=backend)
         return row.reshape(()) if out is None else out
-    chosen = dispatch.choose("softmax", input.device.type, (input.dtype, output_dtype), input.ndim, backend)
+    chosen = dispatch.choose("softmax", dispatch.device_type(input), (input.dtype, output_dtype), input.ndim, backend)
     if out is not None:
         output_buffer(out, input, output_dtype)
         if chosen == "reference":

@@ -25,9 +25,10 @@ void tensor_store(const CUtensorMap_st* map, const void* shared, const int* coor
 void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier);
 void bulk_reduce_add(float* global, const float* shared, int bytes);
 // The bulk copies that this thread has issued since, as one group; and waits until at most `pending` of its groups
-// still read shared memory.
+// still read shared memory, or are unfinished.
 void bulk_commit();
 void bulk_wait_read(int pending);
+void bulk_wait(int pending);
 
 enum class Matrix16 { bfloat16, float16 };
 

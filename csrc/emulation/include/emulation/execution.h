@@ -25,6 +25,7 @@ struct LaunchShape {
   dim3 block;
   dim3 cluster;
   size_t dynamic_shared_bytes = 0;
+  bool cooperative = false;  // all blocks run at the same time
 };
 
 // Runs kernel `address` over the whole grid: each thread calls run(arguments). Returns a cudaError_t.
@@ -38,6 +39,14 @@ void* dynamic_shared();
 // What a thread other than the caller may update at the same time. Returns what was there before.
 float atomic_add(float* address, float value);
 int atomic_add(int* address, int value);
+
+// Waits until the word in global memory is `turn`; what others did before end_turn() is known then.
+void wait_for_turn(const int* turns, int turn);
+void end_turn(int* turns);
+// A word of global memory that one thread at a time advances for those of other blocks. What the publisher knew is
+// known to whoever has waited for its epoch or a later one.
+void publish_epoch(uint32_t* word, uint32_t epoch);
+void wait_for_epoch(const uint32_t* word, uint32_t epoch);
 
 // __syncthreads, and bar.sync or bar.arrive of a numbered barrier with a number of threads.
 void block_barrier();

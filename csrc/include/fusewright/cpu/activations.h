@@ -31,13 +31,24 @@ inline Float reciprocal(Float x) {
 
 inline Float magnitude(Float x) { return bit_cast<Float>(bit_cast<Int>(x) & 0x7fffffff); }
 
-// 1 / (1 + exp(-x))
+// 1 / (1 + exp(-x)), and its derivative, in which nothing cancels.
+struct SigmoidSlope {
+  Float value;
+  Float slope;
+};
+
 template <bool Precise>
-inline Float sigmoid(Float x) {
+inline SigmoidSlope sigmoid_slope(Float x) {
   const ExpParts parts = exp_parts_of<Precise>(-magnitude(x));
   const Float e = exp_scale(parts.less_one + 1.0f, parts.power);
   const Float of_magnitude = reciprocal(1.0f + e);
-  return select(x < 0.0f, e * of_magnitude, of_magnitude);
+  const Float of_opposite = e * of_magnitude;
+  return {select(x < 0.0f, of_opposite, of_magnitude), of_opposite * of_magnitude};
+}
+
+template <bool Precise>
+inline Float sigmoid(Float x) {
+  return sigmoid_slope<Precise>(x).value;
 }
 
 template <bool Precise>

@@ -4,11 +4,14 @@
 
 #include <cstdint>
 
+#include "fusewright/activation.h"
 #include "fusewright/attention.h"
+#include "fusewright/cross_entropy.h"
 #include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/recurrent.h"
+#include "fusewright/rotary.h"
 #include "fusewright/softmax.h"
 
 namespace fusewright {
@@ -37,6 +40,21 @@ struct CpuKernels {
 
   void (*softmax_forward)(const SoftmaxForwardParams& params, int64_t begin, int64_t end);
   void (*softmax_backward)(const SoftmaxBackwardParams& params, int64_t begin, int64_t end);
+
+  void (*cross_entropy_forward)(const CrossEntropyForwardParams& params, int64_t begin, int64_t end);
+  void (*cross_entropy_backward)(const CrossEntropyBackwardParams& params, int64_t begin, int64_t end);
+
+  void (*rotary_forward)(const RotaryParams& params, int64_t begin, int64_t end);
+
+  void (*swiglu_forward)(const SwigluForwardParams& params, int64_t begin, int64_t end);
+  void (*swiglu_backward)(const SwigluBackwardParams& params, int64_t begin, int64_t end);
+  // `bias` comes from parameter_to_float, or is nullptr. Overwrites bias_sums, where it is not nullptr, with the sums
+  // over the rows, for norm_backward_reduce.
+  void (*bias_gelu_forward)(const BiasGeluForwardParams& params, const float* bias, int64_t begin, int64_t end);
+  void (*bias_gelu_backward)(const BiasGeluBackwardParams& params, const float* bias, int64_t begin, int64_t end,
+                             float* bias_sums);
+
+  void (*dropout_add)(const DropoutAddParams& params, int64_t begin, int64_t end);
 
   // Bytes of scratch, aligned to 64, that a task of up to `queries` queries takes.
   int64_t (*attention_forward_scratch)(const AttentionForwardParams& params, int64_t queries);
@@ -120,6 +138,11 @@ const fusewright::CpuKernels* fusewright_cpu_kernels();
 // Uses the table of `isa` from now on; returns 0, or 1 if this machine or this build lacks it. Not for use while
 // another thread runs a kernel.
 int fusewright_cpu_select(const char* isa);
+
+// Whether attention multiplies float32 as three bfloat16 where the table in use has tiles: at float32's accuracy, and
+// faster than vectors do. Off unless FUSEWRIGHT_FLOAT32_PRODUCTS is "split" or it is switched on here.
+int fusewright_cpu_float32_split();
+void fusewright_cpu_split_float32(int split);
 
 // Name of the table in use; empty if FUSEWRIGHT_CPU_ISA names one that cannot run here.
 const char* fusewright_cpu_selected();

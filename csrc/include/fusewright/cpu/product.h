@@ -18,6 +18,7 @@ struct FloatWord {
 // Two products of bfloat16 added to a float32 lane; subnormals count as zero.
 struct PairWord {
   static constexpr int elements = 2;
+  static constexpr bool added_last = false;  // to sums of earlier products, in tiles
   static Float multiply_add(Float sum, Float a, Float b) {
     return bit_cast<Float>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
   }
@@ -133,8 +134,8 @@ template <class Word>
 inline void product(int64_t rows, int64_t columns, int64_t steps, LeftOperand a, Lanes b, Lanes c, bool accumulate) {
 #if FUSEWRIGHT_HAS_TILES
   if constexpr (Word::elements == 2) {
-    tile_product(rows, columns, whole_tiles(steps), a.data, a.row_bytes, b.data, b.stride, c.data, c.stride,
-                 accumulate);
+    tile_product<Word::added_last>(rows, columns, whole_tiles(steps), a.data, a.row_bytes, b.data, b.stride, c.data,
+                                   c.stride, accumulate);
     return;
   }
 #endif

@@ -1,11 +1,14 @@
 // Declarations of the kernels that make up one instruction set's table.
 #pragma once
 
+#include "fusewright/activation.h"
 #include "fusewright/attention.h"
+#include "fusewright/cross_entropy.h"
 #include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/recurrent.h"
+#include "fusewright/rotary.h"
 #include "fusewright/softmax.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
@@ -18,6 +21,15 @@ void norm_backward_reduce(const float* partial_sums, int64_t chunks, int64_t col
                           const RowView& gradient, int64_t begin, int64_t end);
 void softmax_forward(const SoftmaxForwardParams& params, int64_t begin, int64_t end);
 void softmax_backward(const SoftmaxBackwardParams& params, int64_t begin, int64_t end);
+void cross_entropy_forward(const CrossEntropyForwardParams& params, int64_t begin, int64_t end);
+void cross_entropy_backward(const CrossEntropyBackwardParams& params, int64_t begin, int64_t end);
+void rotary_forward(const RotaryParams& params, int64_t begin, int64_t end);
+void swiglu_forward(const SwigluForwardParams& params, int64_t begin, int64_t end);
+void swiglu_backward(const SwigluBackwardParams& params, int64_t begin, int64_t end);
+void bias_gelu_forward(const BiasGeluForwardParams& params, const float* bias, int64_t begin, int64_t end);
+void bias_gelu_backward(const BiasGeluBackwardParams& params, const float* bias, int64_t begin, int64_t end,
+                        float* bias_sums);
+void dropout_add(const DropoutAddParams& params, int64_t begin, int64_t end);
 int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries);
 void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
                        const AttentionForwardTask& task, void* scratch);

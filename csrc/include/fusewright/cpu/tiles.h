@@ -80,15 +80,20 @@ class TileSession {
 
 #endif
 
+inline void add_tile(const float* sums, float* c, int64_t c_stride) {
+  for (int r = 0; r < tile_rows; ++r) store(c + r * c_stride, load(c + r * c_stride) + load(sums + r * tile_words));
+}
+
 // Sums of 16 * RowTiles rows and 16 * ColumnTiles columns: up to four tiles of sums fed by two on either side, so that
-// a product never waits for the one before it.
-template <int RowTiles, int ColumnTiles>
+// a product never waits for the one before it. Sums that are added to C start from it in the tiles or, where AddLast,
+// are added when they are done: then C's rounding does not meet every step.
+template <int RowTiles, int ColumnTiles, bool AddLast>
 inline void tile_block(const char* a, int64_t a_row_bytes, const float* b, int64_t b_stride, int64_t steps, float* c,
                        int64_t c_stride, bool accumulate) {
   constexpr bool two_rows = RowTiles == 2, two_columns = ColumnTiles == 2;
   const int64_t b_bytes = b_stride * 4, c_bytes = c_stride * 4;
   float* const lower = c + tile_rows * c_stride;
-  if (accumulate) {
+  if (accumulate && !AddLast) {
     FUSEWRIGHT_TILE_LOAD(0, c, c_bytes);
     if constexpr (two_columns) FUSEWRIGHT_TILE_LOAD(1, c + tile_words, c_bytes);
     if constexpr (two_rows) FUSEWRIGHT_TILE_LOAD(2, lower, c_bytes);
@@ -113,35 +118,55 @@ inline void tile_block(const char* a, int64_t a_row_bytes, const float* b, int64
     }
     if constexpr (two_rows && two_columns) FUSEWRIGHT_TILE_MULTIPLY(3, 5, 7);
   }
+  if (accumulate && AddLast) {
+    float sums[tile_rows * tile_words];
+    FUSEWRIGHT_TILE_STORE(0, sums, tile_words * 4);
+    add_tile(sums, c, c_stride);
+    if constexpr (two_columns) {
+      FUSEWRIGHT_TILE_STORE(1, sums, tile_words * 4);
+      add_tile(sums, c + tile_words, c_stride);
+    }
+    if constexpr (two_rows) {
+      FUSEWRIGHT_TILE_STORE(2, sums, tile_words * 4);
+      add_tile(sums, lower, c_stride);
+    }
+    if constexpr (two_rows && two_columns) {
+      FUSEWRIGHT_TILE_STORE(3, sums, tile_words * 4);
+      add_tile(sums, lower + tile_words, c_stride);
+    }
+    return;
+  }
   FUSEWRIGHT_TILE_STORE(0, c, c_bytes);
   if constexpr (two_columns) FUSEWRIGHT_TILE_STORE(1, c + tile_words, c_bytes);
   if constexpr (two_rows) FUSEWRIGHT_TILE_STORE(2, lower, c_bytes);
   if constexpr (two_rows && two_columns) FUSEWRIGHT_TILE_STORE(3, lower + tile_words, c_bytes);
 }
 
-template <int RowTiles>
+template <int RowTiles, bool AddLast>
 inline void tile_columns(int64_t columns, const char* a, int64_t a_row_bytes, const float* b, int64_t b_stride,
                          int64_t steps, float* c, int64_t c_stride, bool accumulate) {
   int64_t n = 0;
   for (; n + 2 * tile_words <= columns; n += 2 * tile_words) {
-    tile_block<RowTiles, 2>(a, a_row_bytes, b + n, b_stride, steps, c + n, c_stride, accumulate);
+    tile_block<RowTiles, 2, AddLast>(a, a_row_bytes, b + n, b_stride, steps, c + n, c_stride, accumulate);
   }
-  if (n < columns) tile_block<RowTiles, 1>(a, a_row_bytes, b + n, b_stride, steps, c + n, c_stride, accumulate);
+  if (n < columns)
+    tile_block<RowTiles, 1, AddLast>(a, a_row_bytes, b + n, b_stride, steps, c + n, c_stride, accumulate);
 }
 
 // C (+)= A B in whole tiles: both operands are zero from their last row, word or column to the end of the tile, and C
 // has room for whole tiles. Words of a row of A lie next to each other.
+template <bool AddLast>
 inline void tile_product(int64_t rows, int64_t columns, int64_t steps, const void* a, int64_t a_row_bytes,
                          const float* b, int64_t b_stride, float* c, int64_t c_stride, bool accumulate) {
   const char* left = static_cast<const char*>(a);
   int64_t r = 0;
   for (; r + tile_rows < rows; r += 2 * tile_rows) {
-    tile_columns<2>(columns, left + r * a_row_bytes, a_row_bytes, b, b_stride, steps, c + r * c_stride, c_stride,
-                    accumulate);
+    tile_columns<2, AddLast>(columns, left + r * a_row_bytes, a_row_bytes, b, b_stride, steps, c + r * c_stride,
+                             c_stride, accumulate);
   }
   if (r < rows) {
-    tile_columns<1>(columns, left + r * a_row_bytes, a_row_bytes, b, b_stride, steps, c + r * c_stride, c_stride,
-                    accumulate);
+    tile_columns<1, AddLast>(columns, left + r * a_row_bytes, a_row_bytes, b, b_stride, steps, c + r * c_stride,
+                             c_stride, accumulate);
   }
 }
 

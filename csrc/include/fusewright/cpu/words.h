@@ -37,8 +37,18 @@ constexpr bool is_float = false;
 template <>
 constexpr bool is_float<float> = true;
 
+// Whether results of T are as precise as float32, and so what they are made of has to be.
+template <class T>
+constexpr bool as_precise_as_float = is_float<T>;
+
+// Words of one segment of a sum, and how many segments it has: more than one where elements are split (split.h).
+template <class T>
+constexpr int segments = 1;
+inline int64_t segment_words(int64_t elements) { return whole_tiles((elements + 1) / 2); }
+
 template <class T>
 inline int64_t words(int64_t elements) {
+  if constexpr (segments<T> > 1) return segments<T> * segment_words(elements);
   return in_pairs<T> ? (elements + 1) / 2 : elements;
 }
 

@@ -36,6 +36,12 @@ __device__ __forceinline__ void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
 }
 
+// The same until their writes are done as well, and known to this thread.
+template <int Pending>
+__device__ __forceinline__ void bulk_wait() {
+  asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
 #else
 
 using emulation::bulk_commit;
@@ -45,6 +51,10 @@ using emulation::bulk_reduce_add;
 template <int Pending>
 void bulk_wait_read() {
   emulation::bulk_wait_read(Pending);
+}
+template <int Pending>
+void bulk_wait() {
+  emulation::bulk_wait(Pending);
 }
 
 #endif

@@ -76,10 +76,10 @@ inline int threads_for_row(int64_t columns, int64_t elements) {
   return static_cast<int>(ceil_div(ceil_div(columns, elements), 32) * 32);
 }
 
-// In clusters of `cluster` blocks, which divide the grid.
+// With one attribute of the launch, or none.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster, int64_t shared_bytes,
-                            void* stream, const Arguments&... arguments) {
+cudaError_t launch_with(const cudaLaunchAttribute* attribute, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                        int64_t shared_bytes, void* stream, const Arguments&... arguments) {
   // More than 48 KiB, static shared memory included, has to be asked for. Always the same size: another thread may be
   // between this call and its own launch of the same kernel.
   if (shared_bytes > 47 * 1024) {
@@ -91,28 +91,48 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block
     }
     if (error != cudaSuccess) return error;
   }
+  cudaLaunchAttribute attributes[1] = {};
+  if (attribute != nullptr) attributes[0] = *attribute;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster.x;
-  attribute.val.clusterDim.y = cluster.y;
-  attribute.val.clusterDim.z = cluster.z;
-  config.attrs = &attribute;
-  config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = attribute != nullptr ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
   // The runtime keeps a failed launch as its last error, where a later, unrelated check would find it.
   if (error != cudaSuccess) cudaGetLastError();
   return error;
 }
 
+// In clusters of `cluster` blocks, which divide the grid.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, dim3 cluster, int64_t shared_bytes,
+                            void* stream, const Arguments&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster.x;
+  attribute.val.clusterDim.y = cluster.y;
+  attribute.val.clusterDim.z = cluster.z;
+  const bool in_clusters = cluster.x * cluster.y * cluster.z > 1;
+  return launch_with(in_clusters ? &attribute : nullptr, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+// All blocks at the same time, so that they may wait for each other; an error where the device has no room for that.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cooperative(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, void* stream,
+                               const Arguments&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  return launch_with(&attribute, kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes, void* stream,
                    const Arguments&... arguments) {
-  return launch_clusters(kernel, grid, block, dim3(1), shared_bytes, stream, arguments...);
+  return launch_with(nullptr, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 }  // namespace fusewright::cuda

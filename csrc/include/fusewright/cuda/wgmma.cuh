@@ -64,7 +64,23 @@ __device__ __forceinline__ void wgmma_wait(float (&accumulators)[Count]) {
 #define FUSEWRIGHT_D4(I) "+f"(d[I]), "+f"(d[I + 1]), "+f"(d[I + 2]), "+f"(d[I + 3])
 #define FUSEWRIGHT_D16(I) FUSEWRIGHT_D4(I), FUSEWRIGHT_D4(I + 4), FUSEWRIGHT_D4(I + 8), FUSEWRIGHT_D4(I + 12)
 
-#define FUSEWRIGHT_WGMMA_SHARED_128(TYPE)                                                 \
+// COLUMNS_B: "1" where the columns of b are adjacent.
+#define FUSEWRIGHT_WGMMA_SHARED_64(TYPE, COLUMNS_B)                                       \
+  asm volatile(                                                                           \
+      "{\n"                                                                               \
+      ".reg .pred accumulate;\n"                                                          \
+      "setp.ne.b32 accumulate, %34, 0;\n"                                                 \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE                         \
+      " {"                                                                                \
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "            \
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, " \
+      "%32, %33, accumulate, 1, 1, 0, " COLUMNS_B                                         \
+      ";\n"                                                                               \
+      "}\n"                                                                               \
+      : FUSEWRIGHT_D16(0), FUSEWRIGHT_D16(16)                                             \
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
+
+#define FUSEWRIGHT_WGMMA_SHARED_128(TYPE, COLUMNS_B)                                      \
   asm volatile(                                                                           \
       "{\n"                                                                               \
       ".reg .pred accumulate;\n"                                                          \
@@ -75,7 +91,8 @@ __device__ __forceinline__ void wgmma_wait(float (&accumulators)[Count]) {
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "  \
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, " \
-      "%64, %65, accumulate, 1, 1, 0, 0;\n"                                               \
+      "%64, %65, accumulate, 1, 1, 0, " COLUMNS_B                                         \
+      ";\n"                                                                               \
       "}\n"                                                                               \
       : FUSEWRIGHT_D16(0), FUSEWRIGHT_D16(16), FUSEWRIGHT_D16(32), FUSEWRIGHT_D16(48)     \
       : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
@@ -110,13 +127,32 @@ __device__ __forceinline__ void wgmma_wait(float (&accumulators)[Count]) {
       : FUSEWRIGHT_D16(0), FUSEWRIGHT_D16(16), FUSEWRIGHT_D16(32), FUSEWRIGHT_D16(48)     \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// d (64, 128) = a b^T, or += : both operands (rows, 16) in shared memory.
-template <class T>
-__device__ __forceinline__ void wgmma_rows_rows(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
+// d (64, N) = a b^T, or += : both operands (rows, 16) in shared memory.
+template <class T, int Half>
+__device__ __forceinline__ void wgmma_rows_rows(float (&d)[Half], uint64_t a, uint64_t b, bool accumulate) {
+  static_assert(Half == 32 || Half == 64, "N is 64 or 128");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    FUSEWRIGHT_WGMMA_SHARED_128("bf16");
+    if constexpr (Half == 32) {
+      FUSEWRIGHT_WGMMA_SHARED_64("bf16", "0");
+    } else {
+      FUSEWRIGHT_WGMMA_SHARED_128("bf16", "0");
+    }
   } else {
-    FUSEWRIGHT_WGMMA_SHARED_128("f16");
+    if constexpr (Half == 32) {
+      FUSEWRIGHT_WGMMA_SHARED_64("f16", "0");
+    } else {
+      FUSEWRIGHT_WGMMA_SHARED_128("f16", "0");
+    }
+  }
+}
+
+// d (64, 64) = a b, or += : a (64, 16) and b (16, 64) in shared memory, b with adjacent columns.
+template <class T>
+__device__ __forceinline__ void wgmma_rows_columns(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    FUSEWRIGHT_WGMMA_SHARED_64("bf16", "1");
+  } else {
+    FUSEWRIGHT_WGMMA_SHARED_64("f16", "1");
   }
 }
 
@@ -140,6 +176,7 @@ __device__ __forceinline__ void wgmma_registers_columns(float (&d)[Half], const 
   }
 }
 
+#undef FUSEWRIGHT_WGMMA_SHARED_64
 #undef FUSEWRIGHT_WGMMA_SHARED_128
 #undef FUSEWRIGHT_WGMMA_REGISTERS_64
 #undef FUSEWRIGHT_WGMMA_REGISTERS_128
@@ -184,9 +221,14 @@ template <class T>
 constexpr emulation::Matrix16 matrix_type =
     std::is_same_v<T, __nv_bfloat16> ? emulation::Matrix16::bfloat16 : emulation::Matrix16::float16;
 
+template <class T, int Half>
+void wgmma_rows_rows(float (&d)[Half], uint64_t a, uint64_t b, bool accumulate) {
+  emulation::wgmma(matrix_type<T>, 2 * Half, d, nullptr, a, b, accumulate, false);
+}
+
 template <class T>
-void wgmma_rows_rows(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
-  emulation::wgmma(matrix_type<T>, 128, d, nullptr, a, b, accumulate, false);
+void wgmma_rows_columns(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
+  emulation::wgmma(matrix_type<T>, 64, d, nullptr, a, b, accumulate, true);
 }
 
 template <class T, int Half>

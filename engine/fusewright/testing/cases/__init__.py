@@ -7,11 +7,19 @@ devices are compared under them.
 from collections.abc import Iterable
 
 from fusewright.testing.case import Case
-from fusewright.testing.cases import attention, lsh_attention, normalization, recurrent, softmax
+from fusewright.testing.cases import (
+    attention,
+    cross_entropy,
+    feed_forward,
+    lsh_attention,
+    normalization,
+    recurrent,
+    softmax,
+)
 
 CASES_VERSION = 1
 
-_FAMILIES = (attention, lsh_attention, normalization, recurrent, softmax)
+_FAMILIES = (attention, cross_entropy, feed_forward, lsh_attention, normalization, recurrent, softmax)
 
 
 def ops() -> tuple[str, ...]:

@@ -16,15 +16,15 @@ inline int64_t lane_columns(int64_t queries) {
   return in_tiles<T> ? (queries + 2 * tile_words - 1) / (2 * tile_words) * (2 * tile_words) : whole_vectors(queries);
 }
 
-// x * 0 is 0 for a finite x only.
+// x * 0 is 0 for a finite x only. With a factor, whether all are so much below infinity.
 template <class T>
-inline bool all_finite(const Rows<T>& rows) {
+inline bool all_finite(const Rows<T>& rows, float factor = 1.0f) {
   Float zeros{};
   for (int64_t r = 0; r < rows.count; ++r) {
     const T* row = rows.row(r);
     int64_t i = 0;
-    for (; i + lanes <= rows.width; i += lanes) zeros += load(row + i) * 0.0f;
-    if (i < rows.width) zeros += load_partial(row + i, rows.width - i) * 0.0f;
+    for (; i + lanes <= rows.width; i += lanes) zeros += load(row + i) * factor * 0.0f;
+    if (i < rows.width) zeros += load_partial(row + i, rows.width - i) * factor * 0.0f;
   }
   return sum_lanes(zeros) == 0.0f;
 }
@@ -67,23 +67,26 @@ inline LeftOperand left_rows(const Rows<T>& rows, void* scratch) {
 }
 
 #if FUSEWRIGHT_HAS_TILES
-// Column i of the block as row i of words, each a pair of rows, in whole tiles and zero behind the last.
-template <class T>
-inline LeftOperand left_columns_in_tiles(const Rows<T>& rows, void* scratch) {
+// Up to 16 columns as rows of words, each a pair of rows, in whole tiles and zero behind the last.
+inline void turn_columns_of_tile(const Rows<BFloat16>& rows, uint32_t* target, int64_t row_words) {
+  for (int64_t word = 0; word < segment_words(rows.count); word += tile_words) {
+    uint32_t block[tile_words][tile_rows] = {};
+    for (int64_t w = 0; w < tile_words; ++w) {
+      const int64_t row = 2 * (word + w);
+      if (row >= rows.count) break;
+      interleave_rows(block[w], rows.row(row), row + 1 < rows.count ? rows.row(row + 1) : nullptr, rows.width);
+    }
+    transpose_words(block[0], tile_rows, target + word, row_words);
+  }
+}
+
+// Column i of the block as row i of words.
+inline LeftOperand left_columns_in_tiles(const Rows<BFloat16>& rows, void* scratch) {
   constexpr int64_t row_words = key_block / 2;
   uint32_t* target = static_cast<uint32_t*>(scratch);
   for (int64_t first = 0; first < rows.width; first += tile_rows) {
     const int64_t width = rows.width - first < tile_rows ? rows.width - first : tile_rows;
-    for (int64_t word = 0; word < whole_tiles(words<T>(rows.count)); word += tile_words) {
-      uint32_t block[tile_words][tile_rows] = {};
-      for (int64_t w = 0; w < tile_words; ++w) {
-        const int64_t row = 2 * (word + w);
-        if (row >= rows.count) break;
-        const T* second = row + 1 < rows.count ? rows.row(row + 1) + first : nullptr;
-        interleave_rows(block[w], rows.row(row) + first, second, width);
-      }
-      transpose_words(block[0], tile_rows, target + first * row_words + word, row_words);
-    }
+    turn_columns_of_tile({rows.data + first, rows.stride, rows.count, width}, target + first * row_words, row_words);
   }
   return {scratch, row_words * 4, 4};
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/attention/weights.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
 
@@ -45,46 +46,28 @@ inline void update_maximum(const Block& block, const float* scores, Exponent exp
 // Weights exp(logit - r) of a block, added up and stored as the right operand of the product with the values.
 template <class T>
 inline void weigh(const Block& block, const float* scores, Exponent exponent, bool masked, const float* dropout,
-                  Softmax& state, float* weights) {
-  constexpr bool precise = is_float<T>;
+                  Softmax& state, const WeightLanes<T>& weights) {
   for (int64_t v = 0; v < lane_columns<T>(block.queries); v += lanes) {
     const Float shift = exponent.shift(load(state.maximum + v));
     Float sum{};
-    const auto weight = [&](int64_t k) __attribute__((always_inline)) {
+    weights.store(block, v, [&](int64_t k) __attribute__((always_inline)) {
       const Float score = load(scores + k * query_block + v);
-      Float w = exp2_clamped<precise>(score * exponent.unit - shift);
+      Float w = exp2_clamped<as_precise_as_float<T>>(score * exponent.unit - shift);
       if (masked) w = select(score == negative_infinity, Float{}, w);
       sum += w;
       return dropout == nullptr ? w : w * load(dropout + k * query_block + v);
-    };
-    if constexpr (in_pairs<T>) {
-      for (int64_t k = 0; k < block.keys; k += 2) {
-        const Float first = weight(k);
-        const Float second = k + 1 < block.keys ? weight(k + 1) : Float{};
-        store_pair(reinterpret_cast<BFloat16*>(weights + k / 2 * query_block + v), Pair{first, second});
-      }
-      for (int64_t w = words<T>(block.keys); w < padded_words<T>(block.keys); ++w) {
-        store(weights + w * query_block + v, Float{});
-      }
-    } else {
-      for (int64_t k = 0; k < block.keys; ++k) store(weights + k * query_block + v, weight(k));
-    }
+    });
     store(state.total + v, load(state.total + v) + sum);
   }
 }
 
 // output += value^T weights, leaving out pairs whose weight is zero: there a value may be NaN or infinite.
 template <class T>
-inline void add_values_that_take_part(const Block& block, const Rows<T>& values, const float* weights, float* output) {
+inline void add_values_that_take_part(const Block& block, const Rows<T>& values, const WeightLanes<T>& weights,
+                                      float* output) {
   for (int64_t k = 0; k < block.keys; ++k) {
     for (int64_t r = 0; r < block.queries; ++r) {
-      float weight;
-      if constexpr (in_pairs<T>) {
-        const auto* pairs = reinterpret_cast<const BFloat16*>(weights + k / 2 * query_block);
-        weight = element(pairs + 2 * r + k % 2);
-      } else {
-        weight = weights[k * query_block + r];
-      }
+      const float weight = weights.at(block, k, r);
       if (weight == 0.0f) continue;
       for (int64_t i = 0; i < values.width; ++i) {
         output[i * query_block + r] += weight * element(values.row(k) + i);

@@ -7,6 +7,7 @@
 #include "fusewright/cpu/arena.h"
 #include "fusewright/cpu/attention/dropout.h"
 #include "fusewright/cpu/attention/logits.h"
+#include "fusewright/cpu/attention/split_blocks.h"
 #include "fusewright/cpu/attention/tanh_scores.h"
 #include "fusewright/cpu/dot.h"
 
@@ -23,6 +24,7 @@ template <class T>
 class ScoreGradients {
  public:
   using Word = typename Multiplied<T>::Word;
+  using Stored = typename StoredElement<T>::type;
 
   ScoreGradients(const AttentionBackwardParams& params, const AttentionSequence& sequence, Arena& arena)
       : params_(params), sequence_(sequence), exponent_(params) {
@@ -111,14 +113,15 @@ class ScoreGradients {
   static constexpr int64_t few = attention_decode_queries;
 
   static int64_t packed_floats(int64_t width) {
-    const int64_t as_lanes = padded_words<T>(width) * query_block, as_rows = few * packed_row_words<T>(width);
+    const int64_t as_lanes = padded_words<T>(width) * query_block, as_rows = few * packed_row_words<Stored>(width);
     return as_lanes > as_rows ? as_lanes : as_rows;
   }
 
   static void pack(float* target, const Rows<T>& rows) {
     if (rows.count > few) return pack_rows_as_lanes(target, rows);
+    const Rows<Stored> stored = as_stored(rows);
     for (int64_t r = 0; r < rows.count; ++r) {
-      pack_row(target + r * packed_row_words<T>(rows.width), rows.row(r), rows.width);
+      pack_row(target + r * packed_row_words<Stored>(rows.width), stored.row(r), rows.width);
     }
   }
 
@@ -132,7 +135,7 @@ class ScoreGradients {
     memset(result, 0, key_block * query_block * sizeof(float));
     float dots[key_block];
     for (int64_t r = 0; r < queries; ++r) {
-      dot_products(packed + r * packed_row_words<T>(keys.width), keys, dots);
+      dot_products(packed + r * packed_row_words<Stored>(keys.width), as_stored(keys), dots);
       for (int64_t k = 0; k < keys.count; ++k) result[k * query_block + r] = dots[k];
     }
   }
@@ -146,7 +149,7 @@ class ScoreGradients {
 
   ScoreGradient gradient(int64_t at, Float shift, Float inverse_total, Float delta) const {
     const Float score = load(scores_ + at);
-    const Float p = exp2_clamped<is_float<T>>(score * exponent_.unit - shift) * inverse_total;
+    const Float p = exp2_clamped<as_precise_as_float<T>>(score * exponent_.unit - shift) * inverse_total;
     ScoreGradient result{p, load(grad_weights_ + at), {}};
     if (dropout_ != nullptr) {
       const Float factor = load(dropout_ + at);

@@ -1,0 +1,4 @@
+#include "attention_decode_launch.cuh"
+
+template cudaError_t fusewright::cuda::attention_decode<__half, 128>(const AttentionDecodeKernelParams&, int64_t,
+                                                                     void*);

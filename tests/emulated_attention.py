@@ -1,0 +1,152 @@
+"""Emulated attention in tests: calls of its ops on CPU tensors, the oracle's answers, and mutants of its kernels."""
+
+import ctypes
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import emulation_support
+import torch
+from torch import Tensor
+
+from fusewright import testing
+from fusewright_kernels import toolchain
+
+NATIVE = Path(__file__).parent / "native"
+LAUNCH_FAILURE = 719
+
+
+class Limits(NamedTuple):
+    """The keys that a query sees, as the op's numbers."""
+
+    left: int = -1
+    right: int = -1
+    bottom_right: bool = False
+
+
+NONE = Limits()
+
+
+def inputs(
+    dtype: torch.dtype, batch: int, heads: int, key_heads: int, queries: int, keys: int, width: int
+) -> list[Tensor]:
+    """Query, key and value."""
+    generator = torch.Generator().manual_seed(queries + keys)
+    shapes = [(batch, heads, queries, width), (batch, key_heads, keys, width), (batch, key_heads, keys, width)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def gradient_like(output: Tensor) -> Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).to(output.dtype)
+
+
+def forward(overload: str, tensors: Sequence[Tensor], limits: Limits = NONE) -> tuple[Tensor, Tensor]:
+    """Output and statistics."""
+    function = getattr(torch.ops.fusewright.attention_forward, overload)
+    return function(*tensors, *(None,) * 7, 0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
+
+
+def backward(
+    overload: str,
+    grad_output: Tensor,
+    results: tuple[Tensor, Tensor],
+    tensors: Sequence[Tensor],
+    limits: Limits = NONE,
+    *,
+    grad_lse: Tensor | None = None,
+    ordered: bool = False,
+) -> list[Tensor]:
+    """Gradients of query, key and value from what :func:`forward` gave."""
+    op = torch.ops.fusewright.attention_backward_ordered if ordered else torch.ops.fusewright.attention_backward
+    numbers = (0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
+    needed = (True, True, True, False, False)
+    gradients = getattr(op, overload)(grad_output, grad_lse, *results, *tensors, *(None,) * 7, *numbers, *needed)
+    return list(gradients[:3])
+
+
+class Oracle(NamedTuple):
+    """Gradients of query, key and value in float64, and the sizes of their terms before they cancel."""
+
+    gradients: list[Tensor]
+    magnitudes: tuple[float, float, float]
+
+
+def oracle_gradients(
+    grad_output: Tensor, tensors: Sequence[Tensor], limits: Limits = NONE, *, grad_lse: Tensor | None = None
+) -> Oracle:
+    grad, query, key, value = (tensor.double() for tensor in (grad_output, *tensors))
+    results = forward("default", (query, key, value), limits)
+    wide_lse = None if grad_lse is None else grad_lse.double()
+    gradients = backward("default", grad, results, (query, key, value), limits, grad_lse=wide_lse)
+    # Over values that are the identity, the output is the weights.
+    identity = torch.eye(key.shape[2], dtype=key.dtype).expand(*key.shape[:3], -1)
+    weights, _ = forward("default", (query, key, identity), limits)
+    group, scale = query.shape[1] // key.shape[1], query.shape[3] ** -0.5
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    delta = (grad * results[0]).sum(-1, keepdim=True)
+    terms = weights.square() * ((grad @ value.mT).square() + delta.square())
+    sizes = (terms @ key.square() * scale**2, terms.mT @ query.square() * scale**2, weights.square().mT @ grad.square())
+    magnitudes = [testing.rms(size.sqrt()) for size in sizes]
+    return Oracle(gradients, (magnitudes[0], magnitudes[1], magnitudes[2]))
+
+
+def assert_gradients(actual: Sequence[Tensor], oracle: Oracle) -> None:
+    for name, gradient, expected, magnitude in zip(("query", "key", "value"), actual, *oracle, strict=True):
+        testing.assert_accurate(gradient, expected, "gradient", magnitude=magnitude, name=f"gradient of {name}")
+
+
+class Change(NamedTuple):
+    """A text of a source under csrc, and what takes its place."""
+
+    path: str
+    before: str
+    after: str
+
+
+def compile_mutant(folder: Path, source: str, changes: Sequence[Change]) -> ctypes.CDLL:
+    """``source`` of tests/native, compiled for the emulator with the changed kernels."""
+    root = folder / "csrc"
+    for name in ("include", "cuda"):
+        shutil.copytree(toolchain.source_root() / name, root / name)
+    for change in changes:
+        text = (root / change.path).read_text()
+        assert change.before in text, change
+        (root / change.path).write_text(text.replace(change.before, change.after))
+    includes = [root / "include", root / "cuda" / "attention"]
+    return emulation_support.compile_for_emulator(NATIVE / source, folder / "mutant.so", includes)
+
+
+class Fault(NamedTuple):
+    """A statement or an expression of a source in csrc/cuda/attention, and what takes its place."""
+
+    path: str
+    before: str
+    after: str
+    # What the emulator says. None: nothing, and only the numbers are wrong. Empty: that depends on the schedule.
+    report: str | None
+
+
+class Mutant:
+    """Kernels with faults in them, in one compilation: each behind a condition, of which one at most holds.
+
+    Where a fault's text holds another's, it has to come before it.
+    """
+
+    def __init__(self, folder: Path, source: str, faults: dict[str, Fault]) -> None:
+        self._names = list(faults)
+        changes = [
+            Change(f"cuda/attention/{fault.path}", fault.before, self._guarded(fault, number))
+            for number, fault in enumerate(faults.values(), start=1)
+        ]
+        self.library = compile_mutant(folder, source, changes)
+
+    @staticmethod
+    def _guarded(fault: Fault, number: int) -> str:
+        if fault.before.endswith(";"):
+            return f"if (fault == {number}) {{ {fault.after} }} else {{ {fault.before} }}"
+        return f"(fault == {number} ? ({fault.after}) : ({fault.before}))"
+
+    def switch_on(self, name: str | None) -> None:
+        """This fault alone, or none."""
+        self.library.set_fault(0 if name is None else self._names.index(name) + 1)
