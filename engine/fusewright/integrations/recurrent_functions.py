@@ -26,7 +26,7 @@ def _of_one_kind(tensors: Sequence[Any]) -> bool:
         and not has_torch_function(tensors)
         and plain(*tensors)
         and all(tensor.dtype is first.dtype and tensor.device == first.device for tensor in tensors)
-        and dispatch.serves("recurrent", first.device.type, (first.dtype,), 3)
+        and dispatch.serves("recurrent", dispatch.device_type(first), (first.dtype,), 3)
     )
 
 

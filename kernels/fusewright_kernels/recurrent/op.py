@@ -48,7 +48,7 @@ def recurrent(
     checks.operands(library.CELL_GATES[cell], *tensors)
     dtype = tensors[0].dtype
     family = "recurrent" if weight_hr is None else "projected_recurrent"
-    chosen = dispatch.choose(family, input.device.type, (dtype,), input.ndim, backend)
+    chosen = dispatch.choose(family, dispatch.device_type(input), (dtype,), input.ndim, backend)
     arguments = (*tensors, checks.lengths(lengths, input), checks.resets(resets, input), cell, reverse)
     if autograd.derivative_possible(*tensors):
         return autograd.apply(Recurrent, *arguments, chosen)[:3]
@@ -75,11 +75,11 @@ def varied_recurrent(
     """Output, h_n and an LSTM's c_n of a layer with a :class:`Variation`, by the plain formula."""
     tensors = _under_autocast(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
     checks.operands(library.CELL_GATES[cell], *tensors)
-    dispatch.choose("varied_recurrent", input.device.type, (tensors[0].dtype,), input.ndim)
+    dispatch.choose("varied_recurrent", dispatch.device_type(input), (tensors[0].dtype,), input.ndim)
     masks = checks.lengths(lengths, input), checks.resets(resets, input)
     device_type = input.device.type
-    enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    with torch.autocast(device_type, enabled=False) if enabled else nullcontext():
+    castable = torch.amp.is_autocast_available(device_type)
+    with torch.autocast(device_type, enabled=False) if castable else nullcontext():
         output, h_n, c_n = variants.run(*(variation, training, *tensors, *masks, cell, reverse))
     return (output, h_n) if c_n is None else (output, h_n, c_n)
 
