@@ -199,7 +199,7 @@ def test_torchs_errors(kind):
         (good, states(kind, 1, 6, dtype=torch.float32)),
         (good[0], states(kind, 1, 3, 6, dtype=torch.float32)),
     ):
-        with pytest.raises(Exception) as expected:  # noqa: B017, PT011: whatever torch raises
+        with pytest.raises(Exception) as expected:
             theirs(input, hx)
         with pytest.raises(expected.type) as actual:
             ours(input, hx)
@@ -214,7 +214,7 @@ def test_torchs_errors(kind):
 def test_errors_of_cells(kind):
     theirs, ours = pair(f"{kind}Cell", 5, 6)
     for input in (torch.randn(2, 3, 5), torch.tensor(1.0)):
-        with pytest.raises(Exception) as expected:  # noqa: B017, PT011: whatever torch raises
+        with pytest.raises(Exception) as expected:
             theirs(input)
         with pytest.raises(expected.type, match="Expected input to be 1D or 2D"):
             ours(input)
