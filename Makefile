@@ -22,7 +22,7 @@ test: $(VENV)/ready build
 	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(OP),-k "$(OP)") $(ARGS)
 
 build: $(VENV)/ready
-	$(BIN)/python -m fusewright_kernels.build $(ARGS)
+	$(BIN)/python -m fusewright_kernels.build $(if $(filter build,$(MAKECMDGOALS)),$(ARGS))
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
