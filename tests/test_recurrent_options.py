@@ -73,7 +73,9 @@ def gru_by_hand(module, x):
 
 
 @pytest.mark.parametrize(
-    "name, by_hand, options", [("LSTM", lstm_by_hand, {"peephole": True}), ("GRU", gru_by_hand, {})], ids=str
+    "name, by_hand, options",
+    [("LSTM", lstm_by_hand, {"peephole": True}), ("GRU", gru_by_hand, {})],
+    ids=["LSTM", "GRU"],
 )
 def test_normalised_gates_and_peepholes_are_the_formula(name, by_hand, options):
     module, x = randomised(made(name, layer_norm=True, **options).double()), inputs().double()

@@ -217,7 +217,11 @@ def test_nested_tensors_go_to_torch():
 
 
 @pytest.mark.parametrize("kind", ["bool", "float", "gaps", "all of one"])
-@pytest.mark.parametrize("options", [{}, {"bias": False}, {"norm_first": True}, {"activation": _softsign}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias": False}, {"norm_first": True}, {"activation": _softsign}],
+    ids=["plain", "no bias", "norm first", "softsign"],
+)
 def test_padding_in_inference_is_what_torch_makes_of_it(options, kind):
     """Zeros where torch takes nested tensors, numbers where it does not, the last norm of either."""
     torch.manual_seed(0)
