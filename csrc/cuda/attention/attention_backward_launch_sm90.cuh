@@ -38,7 +38,7 @@ cudaError_t attention_backward_sm90(const AttentionBackwardParams& params, int64
   const auto heads = static_cast<unsigned>(params.heads), batch = static_cast<unsigned>(params.batch);
   const auto query_tiles = static_cast<unsigned>(kernel_params.workspace.query_tiles);
   if (error == cudaSuccess) {
-    error = launch(attention_backward_rows_kernel<T, D>, dim3(query_tiles, heads, batch),
+    error = launch(attention_backward_rows_sm90_kernel<T, D>, dim3(query_tiles, heads, batch),
                    dim3(attention_backward_rows_threads), 0, stream, kernel_params);
   }
   if (error == cudaSuccess) {
@@ -48,7 +48,7 @@ cudaError_t attention_backward_sm90(const AttentionBackwardParams& params, int64
                    sizeof(AttentionBackwardShared<D>), stream, sm90);
   }
   if (error == cudaSuccess && params.grad_query.data != nullptr) {
-    error = launch(attention_backward_query_kernel<T, D>, dim3(query_tiles * (queries / 64), heads, batch),
+    error = launch(attention_backward_query_sm90_kernel<T, D>, dim3(query_tiles * (queries / 64), heads, batch),
                    dim3(attention_backward_query_threads), 0, stream, kernel_params);
   }
   return error;

@@ -10,7 +10,7 @@ constexpr int attention_backward_query_threads = 128;
 // 64 queries a block. A thread holds of the sums what an accumulator of (64, D) would have.
 template <class T, int D>
 __global__ void __launch_bounds__(attention_backward_query_threads)
-    attention_backward_query_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
+    attention_backward_query_sm90_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
   constexpr int blocks_of_tile = attention_backward_queries(D) / 64;
   const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % warp_size;
   const int query = static_cast<int>(blockIdx.x) * 64 + static_cast<int>(threadIdx.x) / warp_size * 16 + lane / 4;

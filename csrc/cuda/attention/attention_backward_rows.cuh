@@ -30,7 +30,7 @@ struct AttentionBackwardKernelParams {
 // A tile of queries a block; D / 8 lanes share a row.
 template <class T, int D>
 __global__ void __launch_bounds__(attention_backward_rows_threads)
-    attention_backward_rows_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
+    attention_backward_rows_sm90_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
   constexpr int queries = attention_backward_queries(D), lanes = D / 8;
   constexpr int rows_at_once = attention_backward_rows_threads / lanes;
   constexpr float log2_e = 1.4426950408889634f;
