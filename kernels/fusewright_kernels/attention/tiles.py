@@ -102,9 +102,9 @@ SPLIT_LENGTH = 512
 JOINED = Tile(16, 16, 128, 128, 4, 1)
 
 # By itemsize: queries and keys of a tile of additive attention, whose work is elementwise, and the columns of a result
-# that a program makes, each piece of which repeats all scores.
-_ADDITIVE_FORWARD = {2: (32, 128), 4: (16, 64)}
-_ADDITIVE_BACKWARD = {2: (16, 64), 4: (16, 32)}
+# that a program makes, each piece of which repeats all scores; and warps.
+_ADDITIVE_FORWARD = {2: (32, 128, 8), 4: (16, 64, 4)}
+_ADDITIVE_BACKWARD = {2: (16, 64, 4), 4: (16, 32, 4)}
 
 # For what backward needs of each row: a sweep over memory.
 ROWS = Tile(32, 16, 128, 128, 4, 1)
@@ -151,6 +151,6 @@ def additive_backward_tile(itemsize: int, d: int, dv: int) -> Tile:
     return _additive_tile(_ADDITIVE_BACKWARD[itemsize], d, dv)
 
 
-def _additive_tile(square_and_widest: tuple[int, int], d: int, dv: int) -> Tile:
-    square, widest = square_and_widest
-    return Tile(square, square, min(padded(d), widest), min(padded(dv), widest), 4, 1)
+def _additive_tile(sizes: tuple[int, int, int], d: int, dv: int) -> Tile:
+    square, widest, warps = sizes
+    return Tile(square, square, min(padded(d), widest), min(padded(dv), widest), warps, 1)
