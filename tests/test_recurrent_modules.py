@@ -199,7 +199,7 @@ def test_torchs_errors(kind):
         (good, states(kind, 1, 6, dtype=torch.float32)),
         (good[0], states(kind, 1, 3, 6, dtype=torch.float32)),
     ):
-        with pytest.raises(Exception) as expected:
+        with pytest.raises(Exception) as expected:  # whatever torch raises
             theirs(input, hx)
         with pytest.raises(expected.type) as actual:
             ours(input, hx)

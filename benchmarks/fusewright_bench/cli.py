@@ -10,7 +10,7 @@ from fusewright_bench import supervisor
 
 _BENCH_EPILOG = """\
 examples:
-  fusewright bench                                        every op, the quick suite, about 4 minutes on 2 cores
+  fusewright bench                                        every op, the quick suite
   fusewright bench --suite models --dtype bfloat16        shapes of real models
   fusewright bench --op rms_norm --shape 300x5000 --mode fwd,both --threads 1,2
   fusewright bench --op softmax --fail-on slower          exit code 1 if a kernel of ours is slower than torch
