@@ -33,26 +33,12 @@ struct AttentionSm90Params {
   AttentionRows rows;
 };
 
-// Tiles of keys that the queries of a block see, the last first.
-struct AttentionKeyTiles {
-  int first;  // of the lowest index
-  int count;
-
-  // The first key of tile n in the order of work.
-  __device__ __forceinline__ int key(int n) const { return (first + count - 1 - n) * attention_key_tile; }
-};
-
-__device__ __forceinline__ AttentionKeyTiles key_tiles(const AttentionRows& rows, int first_query) {
-  const int last_query = min(first_query + attention_query_tile, rows.queries) - 1;
-  const int begin = rows.first_key(first_query) / attention_key_tile;
-  const int end = (rows.end_key(last_query) + attention_key_tile - 1) / attention_key_tile;
-  return {begin, max(0, end - begin)};
-}
+using AttentionKeyTilesSm90 = AttentionKeyTiles<attention_key_tile>;
 
 // One thread. Values come one tile behind the keys, as they are wanted.
 template <int D>
 __device__ __forceinline__ void produce(const AttentionSm90Params& params, AttentionShared<D>& shared,
-                                        const AttentionKeyTiles& tiles, int first_query) {
+                                        const AttentionKeyTilesSm90& tiles, int first_query) {
   const int head = blockIdx.y, key_head = head / params.rows.group, batch = blockIdx.z;
   const auto load_value = [&](int n) {
     const int stage = stage_of(n);
@@ -112,27 +98,14 @@ class Turns {
   int own_, other_;
 };
 
-// Output and statistics of the thread's row r.
-template <class T, int D, int r>
-__device__ __forceinline__ void write_row(const AttentionRows& rows, const AttentionRow& row, int lane,
-                                          const OnlineSoftmax& softmax, float (&sums)[D / 2]) {
-  if (row.index >= rows.queries) return;
-  const float total = softmax.total(r);
-  if (lane % 4 == 0) rows.write_statistics(row, softmax.reference(r), total);
-  if (!is_finite_row<r>(sums, lane)) {
-    sum_values_exactly<T, D, r>(rows, row, lane, softmax.scaled_reference(r), sums);
-  }
-  store_row<T, r>(rows.output, row, lane, sums, total == 0.0f ? 0.0f : 1.0f / total, rows.value_width);
-}
-
 template <class T, int D>
 __device__ __forceinline__ void consume(const AttentionSm90Params& params, AttentionShared<D>& shared,
-                                        const AttentionKeyTiles& tiles, int first_query, int consumer) {
+                                        const AttentionKeyTilesSm90& tiles, int first_query, int consumer) {
   const int lane = threadIdx.x % warp_size;
   const int warp = threadIdx.x / warp_size % 4;
   const int query = first_query + 64 * consumer + 16 * warp + lane / 4;
   const Turns turns(consumer);
-  OnlineSoftmax softmax(params.rows, query, lane);
+  OnlineSoftmax<attention_query_tile, attention_key_tile> softmax(params.rows, query, lane);
   float sums[D / 2] = {};
   float logits[64];
   uint32_t weights[32];
@@ -181,7 +154,7 @@ __global__ void __launch_bounds__(attention_threads, 1)
   AttentionShared<D>& shared = *dynamic_shared<AttentionShared<D>>();
   // Blocks start in the order of their number: under a causal limit the last queries see most keys.
   const int first_query = (gridDim.x - 1 - blockIdx.x) * attention_query_tile;
-  const AttentionKeyTiles tiles = key_tiles(params.rows, first_query);
+  const auto tiles = AttentionKeyTilesSm90::of<attention_query_tile>(params.rows, first_query);
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&params.query_map);
     prefetch_tensor_map(&params.key_map);

@@ -55,9 +55,10 @@ struct AttentionRows {
     return i_key < keys ? min(queries, i_key - before + 1) : 0;
   }
 
-  // Whether a tile of `tile_queries` queries by 128 keys has pairs that do not take part.
-  __device__ __forceinline__ bool cuts(int i_first_query, int tile_queries, int i_first_key) const {
-    return i_first_key + 128 > end_key(i_first_query) || i_first_key < first_key(i_first_query + tile_queries - 1);
+  // Whether a tile of `tile_queries` queries by `tile_keys` keys has pairs that do not take part.
+  __device__ __forceinline__ bool cuts(int i_first_query, int tile_queries, int i_first_key, int tile_keys) const {
+    return i_first_key + tile_keys > end_key(i_first_query) ||
+           i_first_key < first_key(i_first_query + tile_queries - 1);
   }
 
   // Of a row in (B, H, T).
