@@ -41,16 +41,24 @@ def gradient_like(output: Tensor) -> Tensor:
     return torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).to(output.dtype)
 
 
-def forward(overload: str, tensors: Sequence[Tensor], limits: Limits = NONE) -> tuple[Tensor, Tensor]:
+Offsets = tuple[Tensor | None, Tensor | None]
+NOT_PACKED: Offsets = (None, None)
+
+
+def forward(
+    overload: str, tensors: Sequence[Tensor], limits: Limits = NONE, offsets: Offsets = NOT_PACKED
+) -> tuple[Tensor, Tensor]:
     """Output and statistics."""
     function = getattr(torch.ops.fusewright.attention_forward, overload)
-    return function(*tensors, *(None,) * 7, 0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
+    return function(*tensors, *(None,) * 5, *offsets, 0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
 
 
-def checked_forward(tensors: Sequence[Tensor], limits: Limits = NONE) -> tuple[Tensor, Tensor]:
+def checked_forward(
+    tensors: Sequence[Tensor], limits: Limits = NONE, offsets: Offsets = NOT_PACKED
+) -> tuple[Tensor, Tensor]:
     """Output and statistics of the CUDA kernels, which are the oracle's."""
-    output, statistics = forward("cuda", tensors, limits)
-    oracle, oracle_statistics = forward("default", [tensor.double() for tensor in tensors], limits)
+    output, statistics = forward("cuda", tensors, limits, offsets)
+    oracle, oracle_statistics = forward("default", [tensor.double() for tensor in tensors], limits, offsets)
     testing.assert_accurate(output, oracle, budget=testing.budget_of(output.dtype))
     lse = [reference + total.log() for reference, total in (statistics, oracle_statistics)]
     torch.testing.assert_close(lse[0].double(), lse[1], rtol=1e-5, atol=1e-5)

@@ -74,6 +74,23 @@ def test_keys_that_repeat(dtype, widths, lengths):
     torch.testing.assert_close(lse.double(), oracle_lse, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("alignment", [None, "top_left", "bottom_right"])
+def test_packed_sequences(width, alignment):
+    lengths = [(5, 70), (0, 30), (1300, 1400), (40, 0), (128, 128), (700, 513)]
+    offsets = [torch.tensor([0, *column], device="cuda").cumsum(0).int() for column in zip(*lengths, strict=True)]
+    rows = [int(ends[-1]) + 9 for ends in offsets]
+    tensors = [tensor[0].transpose(0, 1) for tensor in _inputs(torch.bfloat16, 4, 2, *rows, width)]
+    keywords = {"is_causal": alignment is not None, "causal_alignment": alignment or "top_left", "return_lse": True}
+    arguments = (*offsets, 1300, 1400)
+    output, lse = functional.varlen_attention(*tensors, *arguments, **keywords, backend="cuda")
+    wide = [tensor.double() for tensor in tensors]
+    oracle, oracle_lse = functional.varlen_attention(*wide, *arguments, **keywords)
+    testing.assert_accurate(output.cpu(), oracle.cpu())
+    torch.testing.assert_close(lse.double(), oracle_lse, rtol=1e-5, atol=1e-5)
+
+
 def _gradients(tensors: list[Tensor], keywords: dict[str, object], backend: str | None) -> list[Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     output = functional.scaled_dot_product_attention(*leaves, **keywords, enable_gqa=True, backend=backend)

@@ -40,8 +40,9 @@ bool is_accepted(const AttentionParams& params) {
   const bool sizes = params.batch >= 1 && params.batch <= most_blocks && params.heads >= 1 &&
                      params.heads <= most_blocks && params.key_heads >= 1 && params.heads % params.key_heads == 0 &&
                      params.queries >= 1 && params.queries <= longest && params.keys >= 1 && params.keys <= longest;
+  const bool packing = params.packing.query_offsets == nullptr || (params.batch == 1 && params.packing.count < longest);
   // A negative scale would make the smallest product the largest logit.
-  return plain && sizes && params.scale > 0.0f && params.scale < INFINITY &&
+  return plain && sizes && packing && params.scale > 0.0f && params.scale < INFINITY &&
          (params.dtype == DataType::bfloat16 || params.dtype == DataType::float16) && params.width >= 8 &&
          params.width % 8 == 0 && params.value_width >= 8 && params.value_width % 8 == 0 &&
          attention_kernel_width(params) != 0 && has_aligned_rows(params.query, params, params.queries, params.heads) &&
@@ -52,7 +53,8 @@ bool is_accepted(const AttentionParams& params) {
 bool is_accepted_backward(const AttentionBackwardParams& params) {
   // The kernels count tiles in 32 bits; their workspace would have to be larger than any memory.
   const int64_t tiles = params.batch * params.heads * ceil_div(params.queries, 64);
-  return is_accepted(params) && take_tensor_maps(params) && tiles < int64_t{1} << 30 &&
+  return is_accepted(params) && take_tensor_maps(params) && params.packing.query_offsets == nullptr &&
+         tiles < int64_t{1} << 30 &&
          takes_tensor_map(params.output, params, params.value_width, params.queries, params.heads) &&
          takes_tensor_map(params.grad_output, params, params.value_width, params.queries, params.heads);
 }
@@ -65,6 +67,7 @@ cudaError_t forward_of_width(const AttentionForwardParams& params, int64_t shift
                                                 : attention_forward_sm90<T, 128>(params, shift, stream);
   }
 #endif
+  if (params.packing.query_offsets != nullptr) return cudaErrorNotSupported;
   return attention_kernel_width(params) == 64 ? attention_forward_sm80<T, 64>(params, shift, stream)
                                               : attention_forward_sm80<T, 128>(params, shift, stream);
 }

@@ -141,7 +141,6 @@ def refuse_forward(
         return _TRACED
     extras = {
         "mask": mask, "pattern": block_mask, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout": seed,
-        "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
     }  # fmt: skip
     given = [name for name, extra in extras.items() if extra is not None]
     if softcap != 0.0:
@@ -158,17 +157,24 @@ def refuse_forward(
         return f"{shapes}, it takes none that is empty or has more than {_MOST_BLOCKS} batches or heads"
     if not all(_is_aligned(tensor, _used_strides(tensor)) for tensor in (query, key, value)):
         return f"rows of query, key or value do not begin at multiples of {_ALIGNMENT} bytes"
-    return None
+    return None if cu_seqlens_q is None else _refuse_tensor_copies("cu_seqlens_q", query, key, value)
 
 
 def refuse_backward(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> str | None:
-    """:func:`refuse_forward` for the backward: Hopper's, whose tensor copies take no row twice."""
-    reason = refuse_forward(query, key, value, *others)
-    if reason is None and query.is_cuda and not _is_hopper(query.device):
-        reason = "its backward needs a device of compute capability 9.0"
-    if reason is None and not all(min(_used_strides(tensor), default=1) > 0 for tensor in (query, key, value)):
-        reason = "rows of query, key or value repeat, its backward takes none that do"
-    return reason
+    """:func:`refuse_forward` for the backward, which is Hopper's."""
+    cu_seqlens_q = others[5]
+    if cu_seqlens_q is not None:
+        return "its backward has no cu_seqlens_q"
+    return refuse_forward(query, key, value, *others) or _refuse_tensor_copies("its backward", query, key, value)
+
+
+def _refuse_tensor_copies(what: str, *tensors: Tensor) -> str | None:
+    """Why Hopper's kernels, whose tensor copies take no row twice, do not take ``what``, or None."""
+    if tensors[0].is_cuda and not _is_hopper(tensors[0].device):
+        return f"{what} needs a device of compute capability 9.0"
+    if not all(min(_used_strides(tensor), default=1) > 0 for tensor in tensors):
+        return f"{what} takes no query, key or value whose rows repeat"
+    return None
 
 
 def _used_strides(tensor: Tensor) -> list[int]:
