@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fusewright import functional
 from fusewright.models.initialization import init_normal
 from fusewright.models.state import TextState
-from fusewright.nn import AxialPositionalEmbedding, LayerNorm, ReformerLayer, ReversibleSequence
+from fusewright.nn import AxialPositionalEmbedding, LayerNorm, Linear, ReformerLayer, ReversibleSequence
 
 
 class Reformer(nn.Module):
@@ -61,7 +61,7 @@ class Reformer(nn.Module):
             merge="concatenate",
         )  # fmt: skip
         self.norm = LayerNorm(2 * width, **placed)
-        self.head = nn.Linear(2 * width, vocabulary, **placed)
+        self.head = Linear(2 * width, vocabulary, **placed)
         init_normal(self, 0.02)
         for weight in self.positions.weights:
             nn.init.normal_(weight, std=0.02)
