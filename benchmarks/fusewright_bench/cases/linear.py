@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import fusewright.functional
 from fusewright_bench.case import Cost, Inputs, Operation, Outputs, Provider, Shape
 from fusewright_bench.cases import ours
+from fusewright_kernels.linear import reference
 
 _QUICK = frozenset({"quick", "micro"})
 _MICRO = frozenset({"micro"})
@@ -34,7 +35,7 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: torch.device, generato
 
 
 def formula(inputs: Inputs) -> Outputs:
-    return (inputs["input"] @ inputs["weight"].mT + inputs["bias"],)
+    return (reference.linear(inputs["input"], inputs["weight"], inputs["bias"]),)
 
 
 def cost(shape: Shape, dtype: torch.dtype, mode: str) -> Cost:

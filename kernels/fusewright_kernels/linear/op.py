@@ -5,9 +5,10 @@ from torch import Tensor
 
 from fusewright_kernels import autograd, dispatch, library, row_kernels
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
+from fusewright_kernels.linear import reference
 
 dispatch.register("linear", {"cpu": row_kernels.refuse_cpu})
-library.attach_reference("few_rows_linear", torch.nn.functional.linear)
+library.attach_reference("few_rows_linear", reference.linear)
 
 # Beyond these torch's products win: many rows pay for packing the weight, and a small weight for no second dispatch.
 MOST_ROWS = 8
@@ -24,7 +25,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None, backend: str | No
     _check(input, weight, bias)
     chosen = dispatch.choose("linear", dispatch.device_type(input), (input.dtype,), input.ndim, backend)
     if chosen == "reference":
-        return torch.nn.functional.linear(input, weight, bias)
+        return reference.linear(input, weight, bias)
     if autograd.derivative_possible(input, weight, bias):
         raise value_error("backend", repr(chosen), "None where a derivative is wanted or a graph is traced")
     return library.overload("few_rows_linear", chosen)(input, weight, bias)
