@@ -33,6 +33,7 @@ class GPT(models.GPT):
 
     def generate(self, prompt: Tensor, new_tokens: int) -> Tensor:
         """Greedy, with a cache, as one writes it with torch.nn.functional: tokens (B, T) to (B, T + ``new_tokens``)."""
+        assert self.positions is not None and self.blocks.norm is not None
         caches: list[list[Tensor]] = [[] for _ in self.blocks.layers]
         tokens = step = prompt
         for _ in range(new_tokens):
@@ -56,7 +57,7 @@ def _attend_with_cache(attention: nn.MultiheadAttention, hidden: Tensor, cache: 
     cache[:] = (
         [key, value] if first else [torch.cat([old, new], 2) for old, new in zip(cache, (key, value), strict=True)]
     )
-    attended = F.scaled_dot_product_attention(query, *cache, is_causal=first)
+    attended = F.scaled_dot_product_attention(query, cache[0], cache[1], is_causal=first)
     return F.linear(attended.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 

@@ -23,6 +23,8 @@ class _Layer(nn.Module):
 
     self_attn: Any
     multihead_attn: Any
+    linear1: Any
+    linear2: Any
     activation: Callable[[Tensor], Tensor]
     batch_first: bool
 
