@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from fusewright_kernels import triton_compilation
 from fusewright_kernels.activation import tiles as activation_tiles
 from fusewright_kernels.cross_entropy import tiles as cross_entropy_tiles
+from fusewright_kernels.embedding import tiles as embedding_tiles
 from fusewright_kernels.normalization import tiles as norm_tiles
 from fusewright_kernels.rotary import tiles as rotary_tiles
 from fusewright_kernels.softmax import tiles as softmax_tiles
@@ -84,6 +85,7 @@ _ABSENT: dict[str, list[tuple[str, ...]]] = {
     "bias_gelu_forward": [("p_bias",)],
     "bias_gelu_backward": [("p_bias", "p_bias_partial")],
     "dropout_add": [("p_residual",), ("p_seed",)],
+    "embedding_forward": [("p_table", "p_rows")],
 }
 
 
@@ -117,6 +119,7 @@ def _block_cases(layout: str) -> Iterator[Case]:
     from fusewright_kernels.activation import triton_kernels as activations
     from fusewright_kernels.cross_entropy import triton_kernels as cross_entropy
     from fusewright_kernels.dropout_add.triton_kernels import dropout_add_kernel
+    from fusewright_kernels.embedding import triton_kernels as embedding
     from fusewright_kernels.rotary.triton_kernels import rotary_forward_kernel
 
     widest = LONGEST_COLUMNS
@@ -131,6 +134,9 @@ def _block_cases(layout: str) -> Iterator[Case]:
     tile = element_wise_tile(widest)
     for kernel in (activations.swiglu_forward_kernel, activations.swiglu_backward_kernel, dropout_add_kernel):
         yield from _in_every_form(kernel, tile, layout, {})
+    for kernel in (embedding.embedding_forward_kernel, embedding.embedding_backward_kernel):
+        if layout == CONTIGUOUS:
+            yield from _in_every_form(kernel, embedding_tiles.tile(widest), layout, {})
     for flags in ({"TANH": True}, {"TANH": False}):
         yield from _in_every_form(activations.bias_gelu_forward_kernel, tile, layout, flags)
         yield from _in_every_form(activations.bias_gelu_backward_kernel, activation_tiles.BIAS_GRADIENT, layout, flags)
