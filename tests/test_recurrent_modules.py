@@ -75,7 +75,6 @@ def test_every_configuration(kind, dtype):
         assert_same(theirs, ours, input[0], states(kind, layers * directions, 6, dtype=dtype))
 
 
-@pytest.mark.filterwarnings("ignore:projected_recurrent runs as plain PyTorch")
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_projection(bidirectional):
     theirs, ours = pair("LSTM", 5, 6, 2, proj_size=3, bidirectional=bidirectional)

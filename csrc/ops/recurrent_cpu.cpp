@@ -67,7 +67,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor inpu
                                                                      std::string cell, bool reverse, bool save_states) {
   RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
                          bias_hh, weight_hr, lengths, resets,    cell,      reverse};
-  STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
   inputs.make_contiguous();
   const RecurrentWalk walk(inputs, reverse);
   RecurrentForwardParams params;
@@ -75,14 +74,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor inpu
   const int64_t time = input.size(0), batch = params.batch, hidden = params.hidden;
   const ScalarType type = input.scalar_type();
   const bool is_lstm = params.cell == RecurrentCell::lstm;
-  const int64_t output_sizes[3] = {time, batch, hidden}, state_sizes[2] = {batch, hidden};
+  const int64_t output_sizes[3] = {time, batch, params.state}, state_sizes[2] = {batch, params.state};
+  const int64_t cells_sizes[3] = {time, batch, hidden}, cell_sizes[2] = {batch, hidden};
   const int64_t gate_sizes[3] = {time, batch, saved_gates_of(params.cell) * hidden};
   Tensor output = empty(output_sizes, 3, type, input);
   Tensor h_n = empty(state_sizes, 2, type, input);
-  Tensor c_n = is_lstm ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor c_n = is_lstm ? empty(cell_sizes, 2, type, input) : no_elements(type, input);
   Tensor gates = save_states ? empty(gate_sizes, 3, type, input) : no_elements(type, input);
   Tensor cells =
-      save_states && is_lstm ? empty(output_sizes, 3, ScalarType::Float, input) : no_elements(ScalarType::Float, input);
+      save_states && is_lstm ? empty(cells_sizes, 3, ScalarType::Float, input) : no_elements(ScalarType::Float, input);
   for (const Tensor& tensor : {output, gates, cells}) clear_behind_ends(params, tensor);
   params.output = output.data_ptr();
   params.h_n = h_n.data_ptr();
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor inpu
   const Tensor shared = shared_scratch(kernels.recurrent_forward_shared(params), input);
   params.shared = shared.data_ptr();
   const double multiply_adds =
-      static_cast<double>(batch) * static_cast<double>(gates_of(params.cell) * hidden * (hidden + params.inputs));
+      static_cast<double>(batch) * static_cast<double>(gates_of(params.cell) * hidden * (params.state + params.inputs));
   run_team(wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
     const Scratch own(kernels.recurrent_forward_scratch(params, member, team.size()));
     kernels.recurrent_forward(params, team, member, own.data());
@@ -131,8 +131,8 @@ const void* row_of(const void* data, int64_t row, int64_t row_bytes) {
 
 // The hidden state that each row's step began with.
 Tensor hidden_before(const RecurrentParams& params, const Tensor& output) {
-  const int64_t row_bytes = params.hidden * static_cast<int64_t>(output.element_size());
-  return gather_rows(params, params.hidden, output, [&](int64_t step, int64_t p) -> const void* {
+  const int64_t row_bytes = params.state * static_cast<int64_t>(output.element_size());
+  return gather_rows(params, params.state, output, [&](int64_t step, int64_t p) -> const void* {
     if (params.reset_before(step, p)) return nullptr;
     if (step == 0) return row_of(params.h0, params.samples[p], row_bytes);
     return row_of(output.data_ptr(), params.tensor_row(step - 1, p), row_bytes);
@@ -192,7 +192,7 @@ Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType typ
 void run_backward(const RecurrentBackwardParams& params) {
   const CpuKernels& kernels = cpu_kernels();
   const double multiply_adds =
-      static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * params.hidden * params.hidden);
+      static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * params.hidden * params.state);
   run_team(params.single_step() ? 1 : wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
     const Scratch own(kernels.recurrent_backward_scratch(params, member, team.size()));
     kernels.recurrent_backward(params, team, member, own.data());
@@ -225,7 +225,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_states, bool need_weights) {
   RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
                          bias_hh, weight_hr, lengths, resets,    cell,      reverse};
-  STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
   inputs.make_contiguous();
   for (optional<Tensor>* tensor : {&grad_output, &grad_h_n, &grad_c_n}) {
     if (tensor->has_value()) *tensor = torch::stable::contiguous(**tensor);
@@ -240,9 +239,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   const CpuKernels& kernels = cpu_kernels();
   const int64_t hidden = params.hidden;
   const bool is_gru = params.cell == RecurrentCell::gru;
-  const int64_t state_sizes[2] = {params.batch, hidden};
+  const int64_t state_sizes[2] = {params.batch, params.state}, cell_sizes[2] = {params.batch, hidden};
   Tensor grad_h0 = need_states ? empty(state_sizes, 2, type, input) : no_elements(type, input);
-  Tensor grad_c0 = need_states && c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
+  Tensor grad_c0 = need_states && c0.has_value() ? empty(cell_sizes, 2, type, input) : no_elements(type, input);
   params.output = output.data_ptr();
   params.gates = gates.data_ptr();
   params.cells = static_cast<const float*>(cells.data_ptr());
@@ -251,14 +250,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   params.grad_c_n = data_or_null(grad_c_n);
   params.grad_h0 = need_states ? grad_h0.data_ptr() : nullptr;
   params.grad_c0 = need_states ? grad_c0.data_ptr() : nullptr;
-  params.grad_gates_stride = kernels.recurrent_gradient_stride(params);
-  constexpr int64_t rows_read_behind = 15;
-  const int64_t gradient_sizes[2] = {walk.rows + rows_read_behind, params.grad_gates_stride};
   const bool in_bfloat16 = kernels.recurrent_gradient_type(params.dtype) == DataType::bfloat16;
-  Tensor grad_gates = empty(gradient_sizes, 2, in_bfloat16 ? ScalarType::BFloat16 : ScalarType::Float, input);
+  const ScalarType gradient_type = in_bfloat16 ? ScalarType::BFloat16 : ScalarType::Float;
+  const auto gradient_rows = [&](int64_t columns) {
+    constexpr int64_t rows_read_behind = 15;
+    const int64_t sizes[2] = {walk.rows + rows_read_behind, kernels.recurrent_gradient_stride(params.dtype, columns)};
+    return empty(sizes, 2, gradient_type, input);
+  };
+  Tensor grad_gates = gradient_rows(gradient_columns(params.cell) * hidden);
+  Tensor grad_states = params.projected() ? gradient_rows(params.state) : no_elements(gradient_type, input);
+  const int64_t unit_sizes[2] = {walk.rows, hidden};
+  const bool need_unprojected = need_weights && params.projected();
+  Tensor unprojected =
+      need_unprojected ? empty(unit_sizes, 2, gradient_type, input) : no_elements(gradient_type, input);
   const int64_t bias_size = gradient_columns(params.cell) * hidden;
   Tensor bias_sums = empty(&bias_size, 1, ScalarType::Float, input);
   params.grad_gates = grad_gates.data_ptr();
+  params.grad_gates_stride = grad_gates.size(1);
+  params.grad_states = params.projected() ? grad_states.data_ptr() : nullptr;
+  params.grad_states_stride = params.projected() ? grad_states.size(1) : 0;
+  params.unprojected = need_unprojected ? unprojected.data_ptr() : nullptr;
   params.bias_sums = static_cast<float*>(bias_sums.data_ptr());
   params.carry_stride = (hidden + 15) / 16 * 16;
   const int64_t carry_sizes[2] = {params.batch, params.carry_stride};
@@ -282,12 +293,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
   Tensor grad_input = no_elements(type, input);
   Tensor grad_weight_ih = no_elements(type, input), grad_weight_hh = no_elements(type, input);
   Tensor grad_bias_ih = no_elements(type, input), grad_bias_hh = no_elements(type, input);
+  Tensor grad_weight_hr = no_elements(type, input);
   if (need_input) {
     grad_input = input_gradient(params, inputs, as_type(product(of_input, inputs.weight_ih), type));
   }
   if (need_weights) {
     grad_weight_ih = product_over_rows(of_input, input_rows(params, inputs), type);
     grad_weight_hh = product_over_rows(of_hidden, hidden_before(params, output), type);
+    if (params.projected()) {
+      const Tensor of_states = columns(torch::stable::narrow(grad_states, 0, 0, walk.rows), 0, params.state);
+      grad_weight_hr = product_over_rows(of_states, unprojected, type);
+    }
     if (bias_ih.has_value()) {
       const auto bias = [&](int64_t first) {
         return torch::stable::clone(as_type(torch::stable::narrow(bias_sums, 0, first, gate_columns), type));
@@ -296,8 +312,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
       grad_bias_hh = bias(0);
     }
   }
-  return {grad_input,     grad_h0,      grad_c0,      grad_weight_ih,
-          grad_weight_hh, grad_bias_ih, grad_bias_hh, no_elements(type, input)};
+  return {grad_input, grad_h0, grad_c0, grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh, grad_weight_hr};
 }
 
 }  // namespace

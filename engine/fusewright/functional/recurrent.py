@@ -28,13 +28,13 @@ def lstm(
     autocast everything is taken in the low-precision type, as torch does.
 
     Args:
-        input: (T, B, I), float32, bfloat16, float16 or float64 (float64, and float32 on a GPU, by the plain formula).
+        input: (T, B, I), float32, bfloat16, float16 or float64 (float64, and on a GPU float32, by the plain formula).
         h0: (B, H), or (B, P) with ``weight_hr``; zeros if None. It gets a gradient, as has every floating argument.
         c0: (B, H); zeros if None.
         weight_ih: (4 H, I), gates in torch's order: input, forget, cell, output.
         weight_hh: (4 H, H), or (4 H, P) with ``weight_hr``.
         bias_ih, bias_hh: (4 H,), both or neither.
-        weight_hr: (P, H): the hidden state is ``weight_hr (o tanh(c))``; by the plain formula.
+        weight_hr: (P, H): the hidden state is ``weight_hr (o tanh(c))``; on a GPU by the plain formula.
         lengths: (B,) int32 or int64 in [0, T]: from its end on a sample keeps its states and has output 0, whatever its
             input holds there.
         resets: (T, B) bool: where true, a sample's states are set to zero before that step.

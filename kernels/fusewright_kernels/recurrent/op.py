@@ -13,7 +13,7 @@ from fusewright_kernels.recurrent.variants import Variation as Variation
 
 backend_reference.attach()
 dispatch.register("recurrent", {"cuda": backend_native.refuse_cuda, "cpu": cpu_kernels.refuse})
-dispatch.register("projected_recurrent", {"cpu": backend_native.refuse_projection})
+dispatch.register("projected_recurrent", {"cuda": backend_native.refuse_projection, "cpu": cpu_kernels.refuse})
 dispatch.register("varied_recurrent", {})
 
 
