@@ -203,6 +203,11 @@ def test_torchs_errors(kind):
         with pytest.raises(expected.type) as actual:
             ours(input, hx)
         assert str(actual.value) == str(expected.value)
+    if kind == "LSTM":
+        for bidirectional, count in ((False, 1), (False, 3), (True, 1), (True, 3)):
+            module = nn.LSTM(5, 6, bidirectional=bidirectional)
+            with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+                module(good, (torch.zeros(2 if bidirectional else 1, 3, 6),) * count)
     with pytest.raises(ValueError, match="proj_size"):
         getattr(nn, kind)(5, 6, proj_size=6)
     with pytest.raises(ValueError, match="PackedSequence"):

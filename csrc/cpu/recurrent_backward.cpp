@@ -196,7 +196,7 @@ class Backward {
   Float grad_hidden(int64_t step, int64_t position, int64_t block, const float* from_next) const {
     const Float gradient = hidden_behind(step, position, block, from_next);
     if (params_.grad_output == nullptr) return gradient;
-    const int64_t at = params_.tensor_row(step, position) * params_.state + block * lanes;
+    const int64_t at = params_.tensor_row(step, position) * params_.output_stride + block * lanes;
     return gradient + load_units(static_cast<const T*>(params_.grad_output) + at, elements_of(block, params_.state));
   }
 
@@ -252,8 +252,7 @@ class Backward {
       const Float tanh_cell = tanh<precise>(load_units(params_.cells + at, n));
       const Float dc = cell_behind(step, position, block) + dh * o * (1.0f - tanh_cell * tanh_cell);
       write(0, dc * g * i * (1.0f - i));
-      write(1, dc * state_before(params_.cells, static_cast<const T*>(params_.c0), step, position, block) * f *
-                   (1.0f - f));
+      write(1, dc * state_before(params_.cells, hidden, params_.c0, step, position, block) * f * (1.0f - f));
       write(2, dc * i * (1.0f - g * g));
       write(3, dh * tanh_cell * o * (1.0f - o));
       store(carry(position, block), dc * f);
@@ -264,7 +263,7 @@ class Backward {
     } else if constexpr (is_gru) {
       const Float r = saved(0), z = saved(1), new_gate = saved(2), n_hidden = saved(3);
       const Float before =
-          state_before(static_cast<const T*>(params_.output), static_cast<const T*>(params_.h0), step, position, block);
+          state_before(static_cast<const T*>(params_.output), params_.output_stride, params_.h0, step, position, block);
       const Float dn = dh * (1.0f - z) * (1.0f - new_gate * new_gate);
       const Float dr = dn * n_hidden * r * (1.0f - r), dz = dh * (before - new_gate) * z * (1.0f - z);
       for (int64_t side = 0; side < 2; ++side) {
@@ -274,7 +273,8 @@ class Backward {
       }
       store(carry(position, block), dh * z);
     } else {
-      const Float after = load_units(static_cast<const T*>(params_.output) + at, n);
+      const T* const output = static_cast<const T*>(params_.output);
+      const Float after = load_units(output + tensor_row * params_.output_stride + unit, n);
       if constexpr (Cell == RecurrentCell::rnn_tanh) {
         write(0, dh * (1.0f - after * after));
       } else {
@@ -287,13 +287,16 @@ class Backward {
     }
   }
 
-  // A block of units before the step: of (T, B, H) after the step before, or the first one.
-  template <class After, class First>
-  Float state_before(const After* after, const First* first, int64_t step, int64_t position, int64_t block) const {
+  // A block of units before the step: of (T, B, H) after the step before, rows `stride` apart, or the first one.
+  template <class After>
+  Float state_before(const After* after, int64_t stride, const void* first, int64_t step, int64_t position,
+                     int64_t block) const {
     const int64_t unit = block * lanes, n = elements_of(block, params_.hidden);
     if (params_.reset_before(step, position)) return Float{};
-    if (step == 0) return load_units(first + params_.samples[position] * params_.hidden + unit, n);
-    return load_units(after + params_.tensor_row(step - 1, position) * params_.hidden + unit, n);
+    if (step == 0) {
+      return load_units(static_cast<const T*>(first) + params_.samples[position] * params_.hidden + unit, n);
+    }
+    return load_units(after + params_.tensor_row(step - 1, position) * stride + unit, n);
   }
 
   const RecurrentBackwardParams& params_;

@@ -312,7 +312,7 @@ class Forward {
   // A block of the hidden state after a step.
   void put_out(int64_t step, int64_t position, int64_t block, Float value, States<T>& states) const {
     const Float h = rounded<T>(value);
-    const int64_t at = params_.tensor_row(step, position) * params_.state + block * lanes;
+    const int64_t at = params_.tensor_row(step, position) * params_.output_stride + block * lanes;
     store_units(static_cast<T*>(params_.output) + at, h, elements_of(block, params_.state));
     store(states.hidden[(step + 1) % 2] + position * states.stride + block * lanes,
           carried(step, position, block, params_.state, h, params_.h_n));

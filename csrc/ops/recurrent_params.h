@@ -86,6 +86,8 @@ inline const void* data_or_null(const std::optional<Tensor>& tensor) {
 
 inline void fill(RecurrentParams& params, const RecurrentInputs& inputs, const RecurrentWalk& walk) {
   params.cell = cell_of(inputs.cell);
+  STD_TORCH_CHECK((params.cell == RecurrentCell::lstm) == inputs.c0.has_value(), "c0 is ",
+                  inputs.c0.has_value() ? "given" : "None", ", expected for an LSTM alone: the cell is ", inputs.cell);
   STD_TORCH_CHECK(params.cell == RecurrentCell::lstm || !inputs.weight_hr.has_value(),
                   "weight_hr is given, expected None: the cell is ", inputs.cell);
   params.dtype = data_type(inputs.input.scalar_type());

@@ -121,7 +121,7 @@ void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell, bo
   common.batch = batch;
   common.inputs = inputs;
   common.hidden = hidden;
-  common.state = state_width;
+  common.state = common.output_stride = state_width;
   common.rows = row;
   common.samples = samples.data();
   common.lengths = lengths.data();

@@ -46,6 +46,9 @@ struct RecurrentParams {
   const void *weight_ih, *weight_hh;  // (G * H, I) and (G * H, P)
   const void *bias_ih, *bias_hh;      // (G * H,) or nullptr
   const void* weight_hr;              // (P, H), an LSTM's projection, or nullptr
+  // Elements between rows of the output and of its gradient, which are parts of wider ones where there are two
+  // directions. The cells' and the gates' lie next to each other.
+  int64_t output_stride;
 
   FUSEWRIGHT_HOST_DEVICE bool projected() const { return weight_hr != nullptr; }
 

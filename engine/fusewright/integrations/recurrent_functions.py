@@ -143,7 +143,9 @@ def _cell_function(cell: str) -> Callable[..., Any]:
     def fits(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any) -> bool:
         states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
         biases = (b_ih, b_hh) if b_ih is not None or b_hh is not None else ()
-        if len(states) != (2 if cell == "lstm" else 1) or not _of_one_kind((input, *states, w_ih, w_hh, *biases)):
+        if len(states) != (2 if cell == "lstm" else 1) or not _of_one_kind(
+            (input, *states, w_ih, w_hh, *biases), "recurrent_cell"
+        ):
             return False
         if any(tensor.ndim != 2 for tensor in (input, *states, w_ih, w_hh)) or input.numel() == 0:
             return False
