@@ -26,8 +26,7 @@ OP_TESTS = (
     "tests/test_lsh_attention.py",
     "tests/test_linear_attention.py",
     "tests/test_recurrent_numerics.py",
-    "tests/test_cross_entropy.py",
-    "tests/test_feed_forward.py",
+    "tests/test_linear.py",
 )
 
 

@@ -7,7 +7,8 @@
 // is computed alike for every row, whatever the batch and the team.
 
 #include "fusewright/cpu/activations.h"
-#include "fusewright/cpu/recurrent/dots.h"
+#include "fusewright/cpu/dot_rows.h"
+#include "fusewright/cpu/recurrent/layer.h"
 #include "fusewright/cpu/tables.h"
 
 namespace fusewright::FUSEWRIGHT_ISA {
@@ -190,8 +191,8 @@ class Forward {
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t block = own_.begin + b + i;
       for (int64_t gate = 0; gate < gates; ++gate) {
-        dot_rows<T>(rows, elements, inputs, stride, weight_rows(weight, gate, block, elements), units(block),
-                    {c.data + (i * gates + gate) * lanes, c.stride});
+        dot_rows<T>(rows, elements, inputs, stride, weight_rows(weight, gate, block, elements), elements,
+                    units(block),                    {c.data + (i * gates + gate) * lanes, c.stride});
       }
     }
   }

@@ -109,7 +109,7 @@ class GPT(nn.Module):
             state, lengths: see :class:`fusewright.generation.DecodingModel`.
         """
         hidden = self.hidden(tokens, prefix_lengths=prefix_lengths, state=state, lengths=lengths)
-        return nn.functional.linear(hidden, self.tokens.weight)
+        return functional.linear(hidden, self.tokens.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, ignore_index: int = -100, **options: Any) -> Tensor:
         """Mean cross-entropy of ``targets`` (B, T), without the logits of all positions at once."""

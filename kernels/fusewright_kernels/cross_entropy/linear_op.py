@@ -30,7 +30,7 @@ def linear_cross_entropy(
     options = checks.options(ignore_index, reduction, label_smoothing, z_loss, softcap)
     _check_operands(input, weight, target, bias)
     checks.class_weight(class_weight, input, weight.shape[0], "class_weight")
-    checks.class_indices(target, weight.shape[0], ignore_index)
+    all_count = checks.class_indices(target, weight.shape[0], ignore_index)
     result_dtype = autograd.loss_dtype(input)
     input, weight = (autograd.low_precision_under_autocast(tensor) for tensor in (input, weight))
     bias = None if bias is None else bias.to(input.dtype)
@@ -47,7 +47,8 @@ def linear_cross_entropy(
         losses, *_ = autograd.apply(LinearCrossEntropy, *arguments, equal_gradients, *wanted, chosen)
     else:
         losses = library.overload("linear_cross_entropy_forward", chosen)(*arguments)
-    return reduce(losses.reshape(target.shape), target, class_weight, reduction, ignore_index).to(result_dtype)
+    reduced = reduce(losses.reshape(target.shape), target, class_weight, reduction, ignore_index, all_count)
+    return reduced.to(result_dtype)
 
 
 def _may_need_gradient(tensor: Tensor | None) -> bool:

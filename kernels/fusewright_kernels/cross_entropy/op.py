@@ -31,8 +31,9 @@ def cross_entropy(
         input, target, single = input.unsqueeze(0), target.unsqueeze(0), True
     else:
         single = False
+    all_count = False
     if not target.is_floating_point():
-        checks.class_indices(target, input.shape[1], ignore_index)
+        all_count = checks.class_indices(target, input.shape[1], ignore_index)
         target = target.long()
     if weight is not None:
         weight = weight.to(reference.compute_dtype(input))
@@ -44,6 +45,6 @@ def cross_entropy(
         losses, _ = autograd.apply(CrossEntropy, input, target, weight, *options, chosen)
     else:
         losses, _ = library.overload("cross_entropy_forward", chosen)(input, target, weight, *options)
-    reduced = reduce(losses, target, weight, reduction, ignore_index)
+    reduced = reduce(losses, target, weight, reduction, ignore_index, all_count)
     output = reduced.to(autograd.loss_dtype(input))
     return output.squeeze(0) if single and reduction == "none" else output

@@ -7,6 +7,7 @@
 #include "fusewright/activation.h"
 #include "fusewright/attention.h"
 #include "fusewright/cross_entropy.h"
+#include "fusewright/few_rows_linear.h"
 #include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
@@ -55,6 +56,11 @@ struct CpuKernels {
                              float* bias_sums);
 
   void (*dropout_add)(const DropoutAddParams& params, int64_t begin, int64_t end);
+
+  // The input in the form that products take, in so many bytes; then output columns [begin, end) of all rows.
+  int64_t (*few_rows_linear_scratch)(const FewRowsLinearParams& params);
+  void (*few_rows_linear_pack)(const FewRowsLinearParams& params, void* packed);
+  void (*few_rows_linear)(const FewRowsLinearParams& params, const void* packed, int64_t begin, int64_t end);
 
   // Bytes of scratch, aligned to 64, that a task of up to `queries` queries takes.
   int64_t (*attention_forward_scratch)(const AttentionForwardParams& params, int64_t queries);

@@ -4,6 +4,7 @@
 #include "fusewright/activation.h"
 #include "fusewright/attention.h"
 #include "fusewright/cross_entropy.h"
+#include "fusewright/few_rows_linear.h"
 #include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
@@ -30,6 +31,9 @@ void bias_gelu_forward(const BiasGeluForwardParams& params, const float* bias, i
 void bias_gelu_backward(const BiasGeluBackwardParams& params, const float* bias, int64_t begin, int64_t end,
                         float* bias_sums);
 void dropout_add(const DropoutAddParams& params, int64_t begin, int64_t end);
+int64_t few_rows_linear_scratch(const FewRowsLinearParams& params);
+void few_rows_linear_pack(const FewRowsLinearParams& params, void* packed);
+void few_rows_linear(const FewRowsLinearParams& params, const void* packed, int64_t begin, int64_t end);
 int64_t attention_forward_scratch(const AttentionForwardParams& params, int64_t queries);
 void attention_forward(const AttentionForwardParams& params, const AttentionSequence& sequence,
                        const AttentionForwardTask& task, void* scratch);

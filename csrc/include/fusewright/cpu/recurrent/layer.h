@@ -54,10 +54,6 @@ inline int64_t state_stride(int64_t elements) {
   return (elements + unit - 1) / unit * unit + 32;
 }
 
-// The element type of left operands.
-template <class T>
-using Stored = typename StoredAs<typename Multiplied<T>::Word>::type;
-
 template <class T>
 inline int64_t panel_floats(int64_t vectors, int64_t elements) {
   return panels(vectors) * padded_words<T>(elements) * panel_columns;
