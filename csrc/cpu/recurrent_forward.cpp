@@ -191,8 +191,8 @@ class Forward {
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t block = own_.begin + b + i;
       for (int64_t gate = 0; gate < gates; ++gate) {
-        dot_rows<T>(rows, elements, inputs, stride, weight_rows(weight, gate, block, elements), elements,
-                    units(block),                    {c.data + (i * gates + gate) * lanes, c.stride});
+        dot_rows<T>(rows, elements, inputs, stride, weight_rows(weight, gate, block, elements), elements, units(block),
+                    {c.data + (i * gates + gate) * lanes, c.stride});
       }
     }
   }
@@ -253,8 +253,8 @@ class Forward {
     }
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t block = own_states_.begin + b + i;
-      dot_rows<T>(rows, params_.hidden, unprojected, stride, projection_rows(block), elements_of(block, params_.state),
-                  {from_hidden_ + i * lanes, group_columns});
+      dot_rows<T>(rows, params_.hidden, unprojected, stride, projection_rows(block), params_.hidden,
+                  elements_of(block, params_.state), {from_hidden_ + i * lanes, group_columns});
     }
   }
 

@@ -299,7 +299,7 @@ class LSTMCell(nn.LSTMCell):
     """:class:`torch.nn.LSTMCell` on a fused step."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        _check_cell(self, input, tuple(hx or ()))
+        _check_cell(self, input, () if hx is None else tuple(hx))
         return functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
 
