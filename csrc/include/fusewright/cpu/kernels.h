@@ -129,9 +129,9 @@ struct CpuKernels {
   int64_t (*recurrent_forward_shared)(const RecurrentForwardParams& params);
   int64_t (*recurrent_forward_scratch)(const RecurrentForwardParams& params, int64_t member, int64_t members);
   void (*recurrent_forward)(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
-  // Elements of a row of gate gradients, and their type, for tensors of `dtype`. Products read up to 15 rows behind
-  // the last one.
-  int64_t (*recurrent_gradient_stride)(const RecurrentBackwardParams& params);
+  // Elements of a row of `columns` gradients that a later step multiplies, and their type, for tensors of `dtype`.
+  // Products read up to 15 rows behind the last one.
+  int64_t (*recurrent_gradient_stride)(DataType dtype, int64_t columns);
   DataType (*recurrent_gradient_type)(DataType dtype);
   int64_t (*recurrent_backward_scratch)(const RecurrentBackwardParams& params, int64_t member, int64_t members);
   void (*recurrent_backward)(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);

@@ -78,7 +78,7 @@ void lsh_backward_finish(const LshBackwardParams& params, int64_t batch, int64_t
 int64_t recurrent_forward_shared(const RecurrentForwardParams& params);
 int64_t recurrent_forward_scratch(const RecurrentForwardParams& params, int64_t member, int64_t members);
 void recurrent_forward(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
-int64_t recurrent_gradient_stride(const RecurrentBackwardParams& params);
+int64_t recurrent_gradient_stride(DataType dtype, int64_t columns);
 DataType recurrent_gradient_type(DataType dtype);
 int64_t recurrent_backward_scratch(const RecurrentBackwardParams& params, int64_t member, int64_t members);
 void recurrent_backward(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);
