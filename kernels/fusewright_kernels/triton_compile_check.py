@@ -213,11 +213,12 @@ def _argument_type(name: str, dtype: str) -> str:
 
 def compilations() -> Iterator[Compilation]:
     from fusewright_kernels.attention import compile_cases as attention
+    from fusewright_kernels.linear_attention import compile_cases as linear_attention
     from fusewright_kernels.lsh_attention import compile_cases as lsh_attention
 
     # The slow ones first, so that at the end no process waits long for another.
     for architecture in ARCHITECTURES:
-        for op in (attention, lsh_attention):
+        for op in (attention, lsh_attention, linear_attention):
             yield from op.compilations(architecture)
     for architecture in ARCHITECTURES:
         for case in cases():
