@@ -108,6 +108,7 @@ _PREDICATES = {
     "attention": _refuse_float32,
     "attention_decode": _refuse_float32,
     "recurrent": _refuse_float32,
+    "lsh_hash": _refuse_rows,
 }
 
 

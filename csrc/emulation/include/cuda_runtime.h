@@ -47,6 +47,7 @@ inline unsigned __float_as_uint(float value) {
 }
 inline float atomicAdd(float* address, float value) { return fusewright::emulation::atomic_add(address, value); }
 inline int atomicAdd(int* address, int value) { return fusewright::emulation::atomic_add(address, value); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 // C++ functions, so that a CUDA runtime in the same process is never called in their place, nor they in its.
