@@ -190,3 +190,55 @@ def test_faults_in_the_kernel_are_found(mutant, name):
             assert (error, right) == (0, True), emulation_support.report()
         else:
             emulated.assert_found(FAULTS[name], error, right)
+
+
+LOAD = "attention_backward_load_sm90.cuh"
+ROWS = "attention_backward_rows.cuh"
+BACKWARD_FAULTS = {
+    "queries of another sequence": Fault(LOAD, "params.query_begin + tile * queries", "tile * queries", None),
+    "keys of another sequence": Fault(LOAD, "params.key_begin + work.first_key", "work.first_key", None),
+    "tiles of another sequence": Fault(ROWS, "first_tile + tile", "tile", ""),
+    "gradients among those of another sequence": Fault(ROWS, "sequences.move<T>(grad_key, key_begin);", "", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def backward_mutant(tmp_path_factory) -> Mutant:
+    folder = tmp_path_factory.mktemp("mutant")
+    mutant = Mutant(folder, "attention_backward_mutant.cu", BACKWARD_FAULTS)
+    mutant.library.attention_backward_workspace.restype = ctypes.c_int64
+    return mutant
+
+
+@pytest.mark.parametrize("name", [None, *BACKWARD_FAULTS])
+def test_faults_in_the_backward_are_found(backward_mutant, name):
+    offsets, limits = (_offsets(QUERIES), _offsets(KEYS)), Limits(right=0)
+    tensors = [tensor[:, :1].clone() for tensor in _inputs(torch.bfloat16, 64)]
+    output, statistics = emulated.forward("default", tensors, limits, offsets)
+    grad_output = emulated.gradient_like(output)
+    expected = emulated.oracle_gradients(grad_output, tensors, limits, offsets)
+    library, queries, keys = backward_mutant.library, tensors[0].shape[2], tensors[1].shape[2]
+    library.pack_sequences(*(ctypes.c_void_p(ends.data_ptr()) for ends in offsets), ctypes.c_int64(len(QUERIES)))
+    words = library.attention_backward_workspace(ctypes.c_int64(1), ctypes.c_int64(queries)) // 4
+    backward_mutant.switch_on(name)
+    for seed in range(1, 3):
+        results = [torch.full_like(tensor, float("nan")) for tensor in tensors]
+        workspace = torch.full((words,), float("nan"))
+        given = [*tensors, output, grad_output, statistics]
+        emulation_support.set_seed(seed)
+        with (
+            emulation_support.buffers(
+                **{f"input {i}": tensor for i, tensor in enumerate([*given, *offsets])}, writable=False
+            ),
+            emulation_support.buffers(
+                **{f"result {i}": tensor for i, tensor in enumerate([*results, workspace])}, written=False
+            ),
+        ):
+            pointers = (ctypes.c_void_p * 10)(*(tensor.data_ptr() for tensor in [*given, *results, workspace]))
+            sizes = (ctypes.c_int64(size) for size in (1, queries, keys))
+            error = library.attention_backward(pointers, *sizes, 1, 0)
+        right = all(testing.error_in_u(*row) < 3.0 for row in zip(results, *expected, strict=True))
+        if name is None:
+            assert (error, right) == (0, True), emulation_support.report()
+        else:
+            emulated.assert_found(BACKWARD_FAULTS[name], error, right)

@@ -15,6 +15,11 @@ using namespace fusewright;
 
 extern "C" {
 
+AttentionPacking packing = {};
+void pack_sequences(int64_t* query_offsets, int64_t* key_offsets, int64_t count) {
+  packing = {query_offsets, key_offsets, true, true, false, count};
+}
+
 // tensors: query, key, value, output, grad_output, statistics, grad_query, grad_key, grad_value, workspace.
 int attention_backward(void** tensors, int64_t heads, int64_t queries, int64_t keys, int causal, int ordered) {
   constexpr int64_t width = 64;
@@ -41,6 +46,7 @@ int attention_backward(void** tensors, int64_t heads, int64_t queries, int64_t k
   params.scale = 0.125f;
   params.window_left = -1;
   params.window_right = causal != 0 ? 0 : -1;
+  params.packing = packing;
   return cuda::attention_backward_sm90<__nv_bfloat16, 64>(params, 0, ordered != 0, tensors[9], nullptr);
 }
 
@@ -50,6 +56,7 @@ int64_t attention_backward_workspace(int64_t heads, int64_t queries) {
   params.heads = heads;
   params.queries = queries;
   params.width = 64;
+  params.packing = packing;
   return cuda::AttentionBackwardWorkspace::bytes(params);
 }
 }
