@@ -55,16 +55,11 @@ def cost(shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
     return Cost(flops, passes * elements * dtype.itemsize, exponentials=0 if mode == "bwd" else pairs)
 
 
-def _tiny_inputs(dtype: torch.dtype, device: torch.device) -> Inputs:
-    return make_inputs(TINY, dtype, device, torch.Generator().manual_seed(0))
-
-
 def providers(device: torch.device) -> Sequence[Provider]:
     function = fusewright.functional.additive_attention
     return (
-        *ours.providers(device, function, dict, _tiny_inputs, takes_out=False),
-        Provider("naive", "reference", lambda inputs: lambda: formula(inputs)),
-        ours.compiled(formula),
+        *ours.providers(device, function, dict, ours.tiny_inputs(make_inputs, TINY), takes_out=False),
+        *ours.others(formula),
     )
 
 

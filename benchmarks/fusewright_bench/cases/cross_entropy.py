@@ -1,7 +1,6 @@
 """cross_entropy over vocabularies (tokens, words), and linear_cross_entropy (tokens, words, width), of real models."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -93,27 +92,19 @@ def _torch_linear(input: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def providers(device: torch.device) -> Sequence[Provider]:
-    tiny = partial(_tiny_inputs, make_inputs, TINY)
+    tiny = ours.tiny_inputs(make_inputs, TINY)
     return (
         *ours.providers(device, fusewright.functional.cross_entropy, dict, tiny, takes_out=False),
-        Provider("naive", "reference", lambda inputs: partial(formula, inputs)),
-        Provider("torch", "torch", lambda inputs: ours.forward_of(F.cross_entropy, dict(inputs))),
-        ours.compiled(formula),
+        *ours.others(formula, F.cross_entropy),
     )
 
 
 def linear_providers(device: torch.device) -> Sequence[Provider]:
-    tiny = partial(_tiny_inputs, make_linear_inputs, LINEAR_TINY)
+    tiny = ours.tiny_inputs(make_linear_inputs, LINEAR_TINY)
     return (
         *ours.providers(device, fusewright.functional.linear_cross_entropy, dict, tiny, takes_out=False),
-        Provider("naive", "reference", lambda inputs: partial(linear_formula, inputs)),
-        Provider("torch", "torch", lambda inputs: ours.forward_of(_torch_linear, dict(inputs))),
-        ours.compiled(linear_formula),
+        *ours.others(linear_formula, _torch_linear),
     )
-
-
-def _tiny_inputs(make: ours.Make, shape: Shape, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return make(shape, dtype, device, torch.Generator().manual_seed(0))
 
 
 OPERATIONS = (

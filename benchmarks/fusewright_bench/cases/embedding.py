@@ -1,7 +1,6 @@
 """Embedding with learned positions: sizes are batch B, length T, vocabulary V and width E."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -52,14 +51,10 @@ def cost(shape: Shape, dtype: torch.dtype, mode: str) -> Cost:
 
 
 def providers(device: torch.device) -> Sequence[Provider]:
-    def tiny_inputs(dtype: torch.dtype, device: torch.device) -> Inputs:
-        return make_inputs(TINY, dtype, device, torch.Generator().manual_seed(0))
-
+    tiny = ours.tiny_inputs(make_inputs, TINY)
     return (
-        *ours.providers(device, fusewright.functional.embedding, dict, tiny_inputs, takes_out=False),
-        Provider("naive", "reference", lambda inputs: partial(formula, inputs)),
-        Provider("torch", "torch", lambda inputs: ours.forward_of(_torch, dict(inputs))),
-        ours.compiled(formula),
+        *ours.providers(device, fusewright.functional.embedding, dict, tiny, takes_out=False),
+        *ours.others(formula, _torch),
     )
 
 

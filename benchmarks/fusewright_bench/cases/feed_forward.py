@@ -87,16 +87,11 @@ def _operation(
     shapes: tuple[Shape, ...] = SHAPES,
     tiny: Shape = TINY,
 ) -> Operation:
-    def tiny_inputs(dtype: torch.dtype, device: torch.device) -> Inputs:
-        return make_inputs(tiny, dtype, device, torch.Generator().manual_seed(0))
-
     def providers(device: torch.device) -> Sequence[Provider]:
         functional = getattr(fusewright.functional, name)
         return (
-            *ours.providers(device, functional, dict, tiny_inputs, takes_out=False),
-            Provider("naive", "reference", lambda inputs: partial(formula, inputs)),
-            Provider("torch", "torch", lambda inputs: ours.forward_of(torch_function, dict(inputs))),
-            ours.compiled(formula),
+            *ours.providers(device, functional, dict, ours.tiny_inputs(make_inputs, tiny), takes_out=False),
+            *ours.others(formula, torch_function),
         )
 
     return Operation(

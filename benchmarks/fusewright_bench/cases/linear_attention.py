@@ -51,16 +51,11 @@ def _arguments(inputs: Inputs) -> dict[str, object]:
     return {**inputs, "is_causal": True, "eps": EPS}
 
 
-def _tiny_inputs(dtype: torch.dtype, device: torch.device) -> Inputs:
-    return make_inputs(TINY, dtype, device, torch.Generator().manual_seed(0))
-
-
 def providers(device: torch.device) -> Sequence[Provider]:
     function = fusewright.functional.linear_attention
     return (
-        *ours.providers(device, function, _arguments, _tiny_inputs, takes_out=False),
-        Provider("naive", "reference", lambda inputs: lambda: formula(inputs)),
-        ours.compiled(formula),
+        *ours.providers(device, function, _arguments, ours.tiny_inputs(make_inputs, TINY), takes_out=False),
+        *ours.others(formula),
     )
 
 

@@ -1,6 +1,7 @@
 """Our providers: a functional on each backend that the device may use."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,6 +56,21 @@ def providers(
         if takes_out:
             made.append(Provider("fusewright-out", backend, bind_out, modes=("fwd",), absence=absence))
     return made
+
+
+def tiny_inputs(make: Make, tiny: Shape) -> Callable[[torch.dtype, torch.device], Inputs]:
+    """Inputs of the shape ``tiny``, for a call that only asks whether a backend serves."""
+    return lambda dtype, device: make(tiny, dtype, device, torch.Generator().manual_seed(0))
+
+
+def others(
+    formula: Callable[[Inputs], Outputs], torch_function: Functional | None = None, arguments: Arguments = dict
+) -> list[Provider]:
+    """The plain formula, torch's own function where it has one, and the formula compiled."""
+    made = [Provider("naive", "reference", lambda inputs: partial(formula, inputs))]
+    if torch_function is not None:
+        made.append(Provider("torch", "torch", lambda inputs: forward_of(torch_function, arguments(inputs))))
+    return [*made, compiled(formula)]
 
 
 def compiled(formula: Callable[[Inputs], Outputs]) -> Provider:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -60,22 +60,14 @@ def _bind_quack(inputs: Inputs) -> Forward:
     return lambda: (quack.softmax(rows).view(inputs["input"].shape),)
 
 
-def _tiny_inputs(dtype: torch.dtype, device: torch.device) -> Inputs:
-    return make_inputs(TINY, dtype, device, torch.Generator().manual_seed(0))
-
-
 def providers(device: torch.device) -> Sequence[Provider]:
+    def arguments(inputs: Inputs) -> dict[str, Any]:
+        return {**inputs, "dim": -1}
+
+    tiny = ours.tiny_inputs(make_inputs, TINY)
     return (
-        *ours.providers(
-            device,
-            fusewright.functional.softmax,
-            lambda inputs: {**inputs, "dim": -1},
-            _tiny_inputs,
-            takes_out=True,
-        ),
-        Provider("naive", "reference", lambda inputs: partial(formula, inputs)),
-        Provider("torch", "torch", lambda inputs: ours.forward_of(torch.softmax, {**inputs, "dim": -1})),
-        ours.compiled(formula),
+        *ours.providers(device, fusewright.functional.softmax, arguments, tiny, takes_out=True),
+        *ours.others(formula, torch.softmax, arguments),
         QUACK.provider(_bind_quack),
     )
 
