@@ -118,6 +118,7 @@ class Operation:
         outputs: names of the outputs, in order.
         rank: how many sizes a shape given on the command line needs at least.
         scaling: the shapes of the scaling suite, by axis.
+        modes: what it does; ("fwd",) where it has no use for gradients.
         baseline: the provider that people use today; speed-ups are over it and errors are compared with its.
     """
 
@@ -132,6 +133,7 @@ class Operation:
     outputs: tuple[str, ...]
     rank: int = 2
     baseline: str = "torch"
+    modes: tuple[str, ...] = MODES
     scaling: tuple[Growth, ...] = ()
 
     def shape(self, text: str) -> Shape | None:

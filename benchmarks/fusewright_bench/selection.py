@@ -59,6 +59,7 @@ def cases(
         for shape in chosen[operation.name]
         for dtype in _dtypes(dtypes or DEFAULT_DTYPES)
         for mode in modes or DEFAULT_MODES
+        if mode in operation.modes
     ]
 
 

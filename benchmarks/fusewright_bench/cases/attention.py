@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import fusewright.functional
-from fusewright_bench.case import Cost, Forward, Inputs, Operation, Outputs, Provider, Shape, growth
+from fusewright_bench.case import MODES, Cost, Forward, Inputs, Operation, Outputs, Provider, Shape, growth
 from fusewright_bench.cases import ours, torch_attention
 from fusewright_bench.peers import FLASH_ATTN, XFORMERS
 
@@ -155,6 +155,7 @@ def _declare(kind: str) -> Operation:
         differentiable=("query", "key", "value"),
         outputs=("output",),
         rank=6,
+        modes=("fwd",) if kind == "decode_attention" else MODES,
         scaling=SCALING if kind == "causal_attention" else (),
     )
 

@@ -19,7 +19,8 @@ _MODELS = frozenset({"models"})
 
 SHAPES = (
     Shape("64x1000", (64, 1000), _EVERY),
-    Shape("512x50257", (512, 50257), _EVERY),
+    Shape("512x8192", (512, 8192), _EVERY),
+    Shape("512x50257", (512, 50257), _MICRO | _MODELS),
     Shape("bert-base", (512, 30522), _MODELS),
     Shape("llama3-8b", (256, 128256), _MODELS),
 )

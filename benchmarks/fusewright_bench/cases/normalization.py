@@ -20,12 +20,11 @@ EPS = 1e-5
 
 _EVERY = frozenset({"quick", "micro"})
 _MODELS = frozenset({"models"})
-_QUICK_MODELS = frozenset({"quick", "models"})
 
 MICRO = (Shape("64x1024", (64, 1024), _EVERY), Shape("4096x1024", (4096, 1024), _EVERY))
-GPT2 = Shape("gpt2", (1024, 768), _QUICK_MODELS)  # one sequence of its context length
+GPT2 = Shape("gpt2", (1024, 768), _MODELS)  # one sequence of its context length
 BERT_BASE = Shape("bert-base", (8, 512, 768), _MODELS)
-LLAMA3_8B = Shape("llama3-8b", (512, 4096), _QUICK_MODELS)  # a prompt of 512 tokens
+LLAMA3_8B = Shape("llama3-8b", (512, 4096), _MODELS)  # a prompt of 512 tokens
 VIT_B16 = Shape("vit-b16", (8, 197, 768), _MODELS)  # 14 x 14 patches and the class token
 VIT_B16_QK = Shape("vit-b16-qk-norm", (8, 12, 197, 64), _MODELS, layout="packed_qkv")
 # A quarter of its 65536 positions, so that the float64 oracle of a backward fits into the memory of a laptop.

@@ -193,7 +193,9 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> f
 
 
 def _generation(model: Any, given: Batch, new_tokens: int, side: str) -> float:
-    """Greedy tokens per second; torch's modules have no cache, so theirs see the whole sequence at every step."""
+    """Greedy tokens per second. torch's modules have no cache: its GPT keeps one in its own loop, the other models of
+    its side see the whole sequence at every step.
+    """
     model.eval()
     prompt, source = given[0], given[1] if len(given) > 1 else None
     start = time.perf_counter()
@@ -204,6 +206,8 @@ def _generation(model: Any, given: Batch, new_tokens: int, side: str) -> float:
                 options = {"capacity": new_tokens} if isinstance(model, models.EncoderDecoder) else {}
                 state = model.encode(source, **options)
             generate(model, prompt, new_tokens, state=state)
+        elif isinstance(model, torch_models.GPT):
+            model.generate(prompt, new_tokens)
         else:
             tokens = prompt
             for _ in range(new_tokens):

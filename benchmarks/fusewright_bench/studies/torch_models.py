@@ -25,8 +25,40 @@ class GPT(models.GPT):
         mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=embedded.dtype)
         return self.blocks(embedded, mask, is_causal=True)
 
+    def forward(self, tokens: Tensor, **unused: Any) -> Tensor:
+        return F.linear(self.hidden(tokens), self.tokens.weight)
+
     def loss(self, tokens: Tensor, targets: Tensor, ignore_index: int = -100, **unused: Any) -> Tensor:
         return F.cross_entropy(self(tokens).flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
+
+    def generate(self, prompt: Tensor, new_tokens: int) -> Tensor:
+        """Greedy, with a cache, as one writes it with torch.nn.functional: tokens (B, T) to (B, T + ``new_tokens``)."""
+        assert self.positions is not None and self.blocks.norm is not None
+        caches: list[list[Tensor]] = [[] for _ in self.blocks.layers]
+        tokens = step = prompt
+        for _ in range(new_tokens):
+            places = torch.arange(tokens.shape[1] - step.shape[1], tokens.shape[1])
+            hidden = self.tokens(step) + self.positions(places)
+            for layer, cache in zip(self.blocks.layers, caches, strict=True):
+                hidden = hidden + _attend_with_cache(layer.self_attn, layer.norm1(hidden), cache)
+                hidden = hidden + layer.linear2(F.gelu(layer.linear1(layer.norm2(hidden))))
+            step = F.linear(self.blocks.norm(hidden[:, -1:]), self.tokens.weight).argmax(-1)
+            tokens = torch.cat([tokens, step], 1)
+        return tokens
+
+
+def _attend_with_cache(attention: nn.MultiheadAttention, hidden: Tensor, cache: list[Tensor]) -> Tensor:
+    """Causal attention of (B, T, E) to what ``cache`` holds and to itself; it grows by the new keys and values."""
+    projected = F.linear(hidden, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)
+    )
+    first = not cache
+    cache[:] = (
+        [key, value] if first else [torch.cat([old, new], 2) for old, new in zip(cache, (key, value), strict=True)]
+    )
+    attended = F.scaled_dot_product_attention(query, cache[0], cache[1], is_causal=first)
+    return F.linear(attended.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)
 
 
 class BERT(models.BERT):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.models.initialization import init_normal
-from fusewright.nn import LayerNorm, TransformerEncoder, TransformerEncoderLayer
+from fusewright.nn import LayerNorm, Linear, TransformerEncoder, TransformerEncoderLayer
 
 
 class BERTOutput(NamedTuple):
@@ -63,9 +63,9 @@ class BERT(nn.Module):
             width, heads, dim_feedforward or 4 * width, dropout, "gelu", 1e-12, batch_first=True, **placed
         )
         self.encoder = TransformerEncoder(layer, layers)
-        self.pooler = nn.Linear(width, width, **placed)
-        self.next_sentence = nn.Linear(width, 2, **placed)
-        self.transform = nn.Linear(width, width, **placed)
+        self.pooler = Linear(width, width, **placed)
+        self.next_sentence = Linear(width, 2, **placed)
+        self.transform = Linear(width, width, **placed)
         self.transform_norm = LayerNorm(width, eps=1e-12, **placed)
         self.token_bias = nn.Parameter(torch.zeros(vocabulary, **placed))
         init_normal(self, 0.02)
@@ -86,7 +86,7 @@ class BERT(nn.Module):
             key_padding_mask: (B, T) bool, True for padding.
         """
         hidden = self.hidden(tokens, segments, key_padding_mask)
-        token_logits = nn.functional.linear(self._transformed(hidden), self.tokens.weight, self.token_bias)
+        token_logits = functional.linear(self._transformed(hidden), self.tokens.weight, self.token_bias)
         return BERTOutput(hidden, token_logits, self._next_sentence_logits(hidden))
 
     def loss(

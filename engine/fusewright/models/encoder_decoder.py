@@ -128,7 +128,7 @@ class EncoderDecoder(nn.Module):
         assert state is not None
         # The embedding is as wide as tokens are told apart by; as a projection it is scaled down again, as in T5.
         hidden = self.decode(tokens, state, lengths) * self.tokens.embedding_dim**-0.5
-        return nn.functional.linear(hidden, self.tokens.weight)
+        return functional.linear(hidden, self.tokens.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, source: Tensor, source_padding: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of ``targets`` (B, T), -100 for none: the tokens that follow ``tokens``."""

@@ -80,9 +80,11 @@ class GPT(nn.Module):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """What stands before the output projection, (B, T, E); arguments as in :meth:`forward`."""
-        embedded = self.tokens(tokens)
-        if self.positions is not None:
-            embedded = embedded + self.positions(positions_of(tokens, 0 if state is None else state.positions))
+        if self.positions is None:
+            embedded = functional.embedding(tokens, self.tokens.weight)
+        else:
+            places = positions_of(tokens, 0 if state is None else state.positions)
+            embedded = functional.embedding(tokens, self.tokens.weight, self.positions.weight, places)
         embedded = self.dropout(embedded)
         if state is not None:
             hidden = self.blocks(embedded, caches=state.caches)
@@ -109,7 +111,7 @@ class GPT(nn.Module):
             state, lengths: see :class:`fusewright.generation.DecodingModel`.
         """
         hidden = self.hidden(tokens, prefix_lengths=prefix_lengths, state=state, lengths=lengths)
-        return nn.functional.linear(hidden, self.tokens.weight)
+        return functional.linear(hidden, self.tokens.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, ignore_index: int = -100, **options: Any) -> Tensor:
         """Mean cross-entropy of ``targets`` (B, T), without the logits of all positions at once."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.models.state import RecurrentState
-from fusewright.nn import LSTM, AdditiveAttention
+from fusewright.nn import LSTM, AdditiveAttention, Linear
 from fusewright_kernels.checks import value_error
 
 KINDS = ("additive", "dot", "general", "location", "scaled_dot")
@@ -46,9 +46,9 @@ class Alignment(nn.Module):
         if kind == "additive":
             self.additive = AdditiveAttention(width, width, width, **placed)
         elif kind == "general":
-            self.query_proj = nn.Linear(width, width, bias=False, **placed)
+            self.query_proj = Linear(width, width, bias=False, **placed)
         elif kind == "location":
-            self.location_proj = nn.Linear(width, max_source or 0, bias=False, **placed)
+            self.location_proj = Linear(width, max_source or 0, bias=False, **placed)
 
     def forward(self, query: Tensor, memory: Tensor, padding: Tensor | None = None) -> Tensor:
         """``padding``: (B, S) bool, True where the memory is padding."""
@@ -118,9 +118,9 @@ class RNNEncoderDecoder(nn.Module):
         self.encoder = LSTM(embedding_dim, hidden_dim // 2, layers, bidirectional=True, **options)
         self.decoder = LSTM(embedding_dim, hidden_dim, layers, **options)
         self.attention = Alignment(attention, hidden_dim, max_source, **placed)
-        self.combine = nn.Linear(2 * hidden_dim, hidden_dim, bias=False, **placed)
+        self.combine = Linear(2 * hidden_dim, hidden_dim, bias=False, **placed)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(hidden_dim, target_vocabulary, **placed)
+        self.head = Linear(hidden_dim, target_vocabulary, **placed)
         # As in the paper.
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -0.1, 0.1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusewright import functional
-from fusewright.nn import LSTM
+from fusewright.nn import LSTM, Linear
 
 
 class LSTMTagger(nn.Module):
@@ -38,7 +38,7 @@ class LSTMTagger(nn.Module):
         self.tokens = nn.Embedding(vocabulary, embedding_dim, **placed)
         self.dropout = nn.Dropout(dropout)
         self.lstm = LSTM(embedding_dim, hidden_dim, layers, batch_first=True, bidirectional=True, **placed)
-        self.head = nn.Linear(2 * hidden_dim, tags, **placed)
+        self.head = Linear(2 * hidden_dim, tags, **placed)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """``lengths``: (B,) int64, how many tokens of each sequence count; the others have the bias as logits."""

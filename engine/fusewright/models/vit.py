@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusewright import functional
-from fusewright.nn import LayerNorm, TransformerEncoder, TransformerEncoderLayer
+from fusewright.nn import LayerNorm, Linear, TransformerEncoder, TransformerEncoderLayer
 from fusewright_kernels.checks import value_error
 
 
@@ -43,7 +43,7 @@ class ViT(nn.Module):
             raise value_error("patch_size", patch_size, f"a divisor of image_size, {image_size}")
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
         self.patch_size = patch_size
-        self.patches = nn.Linear(channels * patch_size**2, width, **placed)
+        self.patches = Linear(channels * patch_size**2, width, **placed)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width, **placed))
         self.positions = nn.Parameter(torch.empty(1, (image_size // patch_size) ** 2 + 1, width, **placed))
         self.dropout = nn.Dropout(dropout)
@@ -52,7 +52,7 @@ class ViT(nn.Module):
             **placed,
         )  # fmt: skip
         self.encoder = TransformerEncoder(layer, layers, LayerNorm(width, eps=1e-6, **placed))
-        self.head = nn.Linear(width, classes, **placed)
+        self.head = Linear(width, classes, **placed)
         nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -3,6 +3,7 @@
 from fusewright.nn.additive_attention import AdditiveAttention
 from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
+from fusewright.nn.linear import Linear
 from fusewright.nn.loss import CrossEntropyLoss
 from fusewright.nn.lsh_attention import LSHSelfAttention
 from fusewright.nn.lsh_cache import LSHCache
@@ -42,6 +43,7 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LearnedPositionalEmbedding",
+    "Linear",
     "MultiheadAttention",
     "PagedKeyValueCache",
     "RMSNorm",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusewright import functional
+from fusewright.nn.linear import Linear
 from fusewright_kernels.checks import probability, value_error
 
 
@@ -41,8 +42,8 @@ class AdditiveAttention(nn.Module):
             raise value_error("num_heads", num_heads, f"a divisor of hidden_dim, {hidden_dim}")
         probability("dropout", dropout)
         self.num_heads, self.dropout = num_heads, dropout
-        self.query_proj = nn.Linear(query_dim, hidden_dim, bias=bias, device=device, dtype=dtype)
-        self.key_proj = nn.Linear(key_dim, hidden_dim, bias=False, device=device, dtype=dtype)
+        self.query_proj = Linear(query_dim, hidden_dim, bias=bias, device=device, dtype=dtype)
+        self.key_proj = Linear(key_dim, hidden_dim, bias=False, device=device, dtype=dtype)
         self.score_weight = nn.Parameter(torch.empty(num_heads, hidden_dim // num_heads, device=device, dtype=dtype))
         self.reset_parameters()
 

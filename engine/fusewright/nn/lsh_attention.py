@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.nn.checks import self_attention_inputs
+from fusewright.nn.linear import Linear
 from fusewright.nn.lsh_cache import LSHCache
 from fusewright_kernels.checks import probability, type_error, value_error
 
@@ -65,9 +66,9 @@ class LSHSelfAttention(nn.Module):
         }  # fmt: skip
         width = num_heads * self.head_dim
         options = {"bias": bias, "device": device, "dtype": dtype}
-        self.query_key_proj = nn.Linear(embed_dim, width, **options)
-        self.value_proj = nn.Linear(embed_dim, width, **options)
-        self.out_proj = nn.Linear(width, embed_dim, **options)
+        self.query_key_proj = Linear(embed_dim, width, **options)
+        self.value_proj = Linear(embed_dim, width, **options)
+        self.out_proj = Linear(width, embed_dim, **options)
 
     def forward(
         self,

@@ -13,8 +13,6 @@ from fusewright.nn.rotary import RotaryEmbedding
 from fusewright_kernels import philox
 from fusewright_kernels.checks import ArgumentTypeError, ArgumentValueError, type_error, value_error
 
-linear = torch.nn.functional.linear
-
 
 class Projections(NamedTuple):
     """The parameters of multi-head attention with H query and HK key/value heads of width D.
@@ -157,9 +155,9 @@ def multi_head_attention(
         bias = _merged_mask(attn_mask, None, projections.num_heads, False)
         attended = _decode(*heads, cache, bias, window, add_zero_attn)
     if batched and not batch_first:
-        output = linear(attended.permute(2, 0, 1, 3).flatten(2), projections.output, projections.output_bias)
+        output = functional.linear(attended.permute(2, 0, 1, 3).flatten(2), projections.output, projections.output_bias)
     else:
-        output = linear(attended.transpose(1, 2).flatten(2), projections.output, projections.output_bias)
+        output = functional.linear(attended.transpose(1, 2).flatten(2), projections.output, projections.output_bias)
     if batched:
         return output, weights
     return output.squeeze(0), None if weights is None else weights.squeeze(0)
@@ -213,8 +211,8 @@ def _rows_times(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Ten
     """(B, T, N) from ``rows`` (B, T, E), in the order of memory: torch copies a transposed view before a product."""
     assert weight is not None
     if rows.stride(0) < rows.stride(1):
-        return linear(rows.transpose(0, 1), weight, bias).transpose(0, 1)
-    return linear(rows, weight, bias)
+        return functional.linear(rows.transpose(0, 1), weight, bias).transpose(0, 1)
+    return functional.linear(rows, weight, bias)
 
 
 def _with_bias(heads: tuple[Tensor, Tensor, Tensor], projections: Projections) -> tuple[Tensor, Tensor, Tensor]:

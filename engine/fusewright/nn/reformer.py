@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusewright.nn.linear import Linear
 from fusewright.nn.lsh_attention import LSHSelfAttention
 from fusewright.nn.normalization import LayerNorm
 from fusewright.nn.reversible import ReversibleBlock
@@ -42,8 +43,8 @@ class ChunkedFeedForward(nn.Module):
         if chunk_length < 0:
             raise value_error("chunk_length", chunk_length, "an int >= 0")
         probability("dropout", dropout)
-        self.linear1 = nn.Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
-        self.linear2 = nn.Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
+        self.linear1 = Linear(embed_dim, dim_feedforward, device=device, dtype=dtype)
+        self.linear2 = Linear(dim_feedforward, embed_dim, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout)
         self.chunk_length, self.activation = chunk_length, activation
 
@@ -108,3 +109,7 @@ class ReformerLayer(ReversibleBlock):
             _Normalized(embed_dim, attend, layer_norm_eps, device, dtype),
             _Normalized(embed_dim, feed_forward, layer_norm_eps, device, dtype),
         )
+
+    @property
+    def attention(self) -> LSHSelfAttention:
+        return self.f.sublayer  # type: ignore[return-value]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.nn.checks import self_attention_inputs
+from fusewright.nn.linear import Linear
 from fusewright_kernels.checks import probability, value_error
 
 
@@ -59,8 +60,8 @@ class RoutingSelfAttention(nn.Module):
         self.embed_dim, self.num_heads, self.cluster_size = embed_dim, num_heads, cluster_size
         self.is_causal, self.decay, self.dropout = is_causal, decay, dropout
         options = {"bias": bias, "device": device, "dtype": dtype}
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, **options)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, **options)
+        self.in_proj = Linear(embed_dim, 3 * embed_dim, **options)
+        self.out_proj = Linear(embed_dim, embed_dim, **options)
         means = torch.randn(num_heads, num_clusters, embed_dim // num_heads, device=device)
         self.register_buffer("means", nn.functional.normalize(means, dim=-1))
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.nn.checks import self_attention_inputs
+from fusewright.nn.linear import Linear
 from fusewright_kernels.checks import probability, value_error
 
 
@@ -61,8 +62,8 @@ class SinkhornSelfAttention(nn.Module):
         self.embed_dim, self.num_heads, self.num_blocks = embed_dim, num_heads, num_blocks
         self.is_causal, self.iterations, self.temperature, self.dropout = is_causal, iterations, temperature, dropout
         options = {"bias": bias, "device": device, "dtype": dtype}
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, **options)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, **options)
+        self.in_proj = Linear(embed_dim, 3 * embed_dim, **options)
+        self.out_proj = Linear(embed_dim, embed_dim, **options)
         width = 2 * embed_dim // num_heads
         sort_weight = torch.empty(num_heads, width, num_blocks, device=device, dtype=dtype)
         self.sort_weight = nn.Parameter(sort_weight.normal_(std=1.0 / math.sqrt(width)))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.nn.checks import self_attention_inputs
+from fusewright.nn.linear import Linear
 from fusewright.patterns import Pattern
 from fusewright_kernels.checks import probability, value_error
 
@@ -66,9 +67,9 @@ class SparseSelfAttention(nn.Module):
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.window, self.pattern, self.is_causal = window, pattern, is_causal
         options = {"bias": bias, "device": device, "dtype": dtype}
-        self.in_proj = nn.Linear(embed_dim, 3 * embed_dim, **options)
-        self.global_in_proj = nn.Linear(embed_dim, 3 * embed_dim, **options) if separate_global else None
-        self.out_proj = nn.Linear(embed_dim, embed_dim, **options)
+        self.in_proj = Linear(embed_dim, 3 * embed_dim, **options)
+        self.global_in_proj = Linear(embed_dim, 3 * embed_dim, **options) if separate_global else None
+        self.out_proj = Linear(embed_dim, embed_dim, **options)
 
     def forward(
         self, hidden: Tensor, key_padding_mask: Tensor | None = None, global_mask: Tensor | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fusewright import functional
 from fusewright.nn.attention import MultiheadAttention
 from fusewright.nn.kv_cache import KeyValueCache
+from fusewright.nn.linear import Linear
 from fusewright.nn.lsh_attention import LSHSelfAttention
 from fusewright.nn.normalization import LayerNorm
 from fusewright.nn.rotary import RotaryEmbedding
@@ -22,6 +23,8 @@ class _Layer(nn.Module):
 
     self_attn: Any
     multihead_attn: Any
+    linear1: Any
+    linear2: Any
     activation: Callable[[Tensor], Tensor]
     batch_first: bool
 
@@ -56,9 +59,9 @@ class _Layer(nn.Module):
             self.multihead_attn = MultiheadAttention(
                 width, num_heads, batch_first=batch_first, num_kv_heads=kv_heads, **common
             )
-        self.linear1 = nn.Linear(width, dim_feedforward, bias=bias, **placed)
+        self.linear1 = Linear(width, dim_feedforward, bias=bias, **placed)
         self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(dim_feedforward, width, bias=bias, **placed)
+        self.linear2 = Linear(dim_feedforward, width, bias=bias, **placed)
         self.norm_first, self.batch_first = norm_first, batch_first
         for index in range(1, 4 if attends_memory else 3):
             setattr(self, f"norm{index}", LayerNorm(width, eps=layer_norm_eps, bias=bias, **placed))

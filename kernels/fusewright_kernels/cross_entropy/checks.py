@@ -66,15 +66,20 @@ def class_weight(weight: Tensor | None, input: Tensor, classes: int, name: str =
         raise value_error(f"{name}.requires_grad", True, "False: class weights get no gradient")
 
 
-def class_indices(target: Tensor, classes: int, ignore_index: int) -> None:
-    """Every index is a class or ``ignore_index``; where that cannot be seen, a loss out of range is NaN."""
+def class_indices(target: Tensor, classes: int, ignore_index: int) -> bool:
+    """Every index is a class or ``ignore_index``; where that cannot be seen, a loss out of range is NaN.
+
+    Returns:
+        Whether it is known that no index is ``ignore_index``.
+    """
     if target.numel() == 0 or not has_values(target):
-        return
-    smallest, largest = torch.aminmax(target)
+        return False
+    smallest, largest = (bound.item() for bound in torch.aminmax(target))
     if smallest >= 0 and largest < classes:
-        return
+        return not smallest <= ignore_index <= largest
     outside = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
     if outside.numel() > 0:
         raise ArgumentIndexError(
             f"target is {outside[0].item()}, expected a class in [0, {classes - 1}] or ignore_index, {ignore_index}"
         )
+    return False

@@ -44,7 +44,7 @@ def _chunks(
     """The logits of each chunk in turn; fills ``losses``."""
     forward = library.overload("cross_entropy_forward", backend)
     rows, classes = input.shape[0], weight.shape[0]
-    most = max(CHUNK_BYTES[input.device.type] // (classes * input.element_size()), FEWEST_ROWS)
+    most = _rows_of_a_chunk(input, weight)
     buffer = input.new_empty((min(rows, most), classes))
     for begin in range(0, rows, most):
         chunk = slice(begin, min(begin + most, rows))
@@ -55,6 +55,10 @@ def _chunks(
             torch.addmm(bias, input[chunk], weight.mT, out=logits)
         losses[chunk], statistics = forward(logits, target[chunk], class_weight, *options)
         yield _Chunk(chunk, logits, losses[chunk], statistics)
+
+
+def _rows_of_a_chunk(input: Tensor, weight: Tensor) -> int:
+    return max(CHUNK_BYTES[input.device.type] // (weight.shape[0] * input.element_size()), FEWEST_ROWS)
 
 
 def forward(backend: str, input: Tensor, *arguments: Any) -> Tensor:
@@ -82,28 +86,36 @@ def gradients(
         grad_losses = torch.ones_like(losses)
     wide = losses.dtype
     grad_input = input.new_empty(input.shape) if need_input else input.new_empty((0,))
-    # Sums over all rows are kept wide: each chunk adds to them.
-    grad_weight = weight.new_zeros(weight.shape, dtype=wide) if need_weight else weight.new_empty((0,))
+    # What several chunks add to is kept wide; a single product rounds its own sums.
+    single = input.shape[0] <= _rows_of_a_chunk(input, weight)
+    summed = weight.dtype if single else wide
+    # The first chunk overwrites it.
+    begin_weight = weight.new_zeros if input.shape[0] == 0 else weight.new_empty
+    grad_weight = begin_weight(weight.shape, dtype=summed) if need_weight else weight.new_empty((0,))
     grad_bias = weight.new_zeros((weight.shape[0],), dtype=wide) if need_bias else weight.new_empty((0,))
     for rows, logits, _, statistics in _chunks(backend, losses, input, weight, bias, target, class_weight, *options):
         backward(grad_losses[rows], logits, target[rows], class_weight, statistics, *options, logits)
         if need_input:
             torch.mm(logits, weight, out=grad_input[rows])
         if need_weight:
-            _add_product(grad_weight, logits, input[rows])
+            _add_product(grad_weight, logits, input[rows], overwrite=rows.start == 0)
         if need_bias:
             grad_bias += logits.sum(0, dtype=wide)
     return losses, grad_input, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-def _add_product(total: Tensor, grad_logits: Tensor, input: Tensor) -> None:
-    """total += grad_logits^T input"""
+def _add_product(total: Tensor, grad_logits: Tensor, input: Tensor, *, overwrite: bool) -> None:
+    """total += grad_logits^T input, or = where it holds nothing yet"""
     if total.dtype is input.dtype:
-        total.addmm_(grad_logits.mT, input)
+        total.addmm_(grad_logits.mT, input, beta=0 if overwrite else 1)
         return
     for begin in range(0, total.shape[0], _WEIGHT_ROWS):
         classes = slice(begin, begin + _WEIGHT_ROWS)
-        total[classes] += torch.mm(grad_logits[:, classes].mT, input)
+        product = torch.mm(grad_logits[:, classes].mT, input)
+        if overwrite:
+            total[classes] = product
+        else:
+            total[classes] += product
 
 
 def _empty_losses(input: Tensor) -> Tensor:
@@ -135,7 +147,7 @@ def _plain_gradients(
 def attach() -> None:
     library.attach_reference("linear_cross_entropy_forward", _plain_forward)
     library.attach_reference("linear_cross_entropy_gradients", _plain_gradients)
-    for backend in ("cpu", "triton"):
+    for backend in library.COMPILED_BACKENDS:
         for name, implementation in (("forward", forward), ("gradients", gradients)):
             library.attach_composed(
                 f"linear_cross_entropy_{name}", backend, partial(implementation, backend), interpreted=INTERPRETED

@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, cpu_kernels, dispatch, library
+from fusewright_kernels import autograd, cpu_kernels, dispatch, library, row_kernels
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 from fusewright_kernels.cross_entropy import backend_triton, checks, linear_chunks, linear_reference, reference
 from fusewright_kernels.cross_entropy.linear_function import LinearCrossEntropy
 from fusewright_kernels.cross_entropy.reduction import reduce
 
 linear_chunks.attach()
-dispatch.register("linear_cross_entropy", {"triton": backend_triton.refuse, "cpu": cpu_kernels.refuse})
+dispatch.register(
+    "linear_cross_entropy",
+    {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": cpu_kernels.refuse},
+)
 
 
 def linear_cross_entropy(
@@ -30,7 +33,7 @@ def linear_cross_entropy(
     options = checks.options(ignore_index, reduction, label_smoothing, z_loss, softcap)
     _check_operands(input, weight, target, bias)
     checks.class_weight(class_weight, input, weight.shape[0], "class_weight")
-    checks.class_indices(target, weight.shape[0], ignore_index)
+    all_count = checks.class_indices(target, weight.shape[0], ignore_index)
     result_dtype = autograd.loss_dtype(input)
     input, weight = (autograd.low_precision_under_autocast(tensor) for tensor in (input, weight))
     bias = None if bias is None else bias.to(input.dtype)
@@ -47,7 +50,8 @@ def linear_cross_entropy(
         losses, *_ = autograd.apply(LinearCrossEntropy, *arguments, equal_gradients, *wanted, chosen)
     else:
         losses = library.overload("linear_cross_entropy_forward", chosen)(*arguments)
-    return reduce(losses.reshape(target.shape), target, class_weight, reduction, ignore_index).to(result_dtype)
+    reduced = reduce(losses.reshape(target.shape), target, class_weight, reduction, ignore_index, all_count)
+    return reduced.to(result_dtype)
 
 
 def _may_need_gradient(tensor: Tensor | None) -> bool:

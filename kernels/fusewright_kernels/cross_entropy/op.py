@@ -9,7 +9,9 @@ from fusewright_kernels.cross_entropy.linear_op import linear_cross_entropy as l
 from fusewright_kernels.cross_entropy.reduction import reduce
 
 backend_reference.attach()
-dispatch.register("cross_entropy", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
+dispatch.register(
+    "cross_entropy", {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu}
+)
 
 
 def cross_entropy(
@@ -31,8 +33,9 @@ def cross_entropy(
         input, target, single = input.unsqueeze(0), target.unsqueeze(0), True
     else:
         single = False
+    all_count = False
     if not target.is_floating_point():
-        checks.class_indices(target, input.shape[1], ignore_index)
+        all_count = checks.class_indices(target, input.shape[1], ignore_index)
         target = target.long()
     if weight is not None:
         weight = weight.to(reference.compute_dtype(input))
@@ -44,6 +47,6 @@ def cross_entropy(
         losses, _ = autograd.apply(CrossEntropy, input, target, weight, *options, chosen)
     else:
         losses, _ = library.overload("cross_entropy_forward", chosen)(input, target, weight, *options)
-    reduced = reduce(losses, target, weight, reduction, ignore_index)
+    reduced = reduce(losses, target, weight, reduction, ignore_index, all_count)
     output = reduced.to(autograd.loss_dtype(input))
     return output.squeeze(0) if single and reduction == "none" else output

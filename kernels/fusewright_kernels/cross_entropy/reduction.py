@@ -4,10 +4,16 @@ import torch
 from torch import Tensor
 
 
-def reduce(losses: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int) -> Tensor:
-    """``losses`` (N, d1, ...) as they are, their sum, or their mean over the weights of the classes that count."""
+def reduce(
+    losses: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int, all_count: bool
+) -> Tensor:
+    """``losses`` (N, d1, ...) as they are, their sum, or their mean over the weights of the classes that count; with
+    ``all_count`` no target is ``ignore_index``.
+    """
     if reduction == "none":
         return losses
+    if reduction == "mean" and all_count and weight is None:
+        return losses.mean()
     total = losses.sum()
     if reduction == "sum":
         return total

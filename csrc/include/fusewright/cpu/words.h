@@ -29,6 +29,10 @@ struct StoredAs<PairWord> {
 };
 #endif
 
+// The element type of left operands of T.
+template <class T>
+using Stored = typename StoredAs<typename Multiplied<T>::Word>::type;
+
 template <class T>
 constexpr bool in_pairs = Multiplied<T>::Word::elements == 2;
 
