@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 DEVICE = "cpu" if triton_support.INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAN, INFINITY = float("nan"), float("inf")
-B, H, R, T = 1, 2, 2, 45
+B, H, R, T = 1, 1, 2, 37
 
 forward = library.overload("lsh_attention_forward", "triton")
 backward = library.overload("lsh_attention_backward", "triton")
@@ -80,14 +80,19 @@ class Options:
         )  # fmt: skip
 
 
-def options(rounds: int = R, length: int = T, batch: int = B, **changes: Any) -> Options:
-    return Options(torch.randint(0, 5, (batch, H, rounds, length), device=DEVICE), **changes)
+def options(rounds: int = R, length: int = T, batch: int = B, heads: int = H, **changes: Any) -> Options:
+    return Options(torch.randint(0, 5, (batch, heads, rounds, length), device=DEVICE), **changes)
 
 
 def inputs(
-    width: int = 16, value_width: int = 16, length: int = T, batch: int = B, dtype: torch.dtype = DTYPES[0]
+    width: int = 16,
+    value_width: int = 16,
+    length: int = T,
+    batch: int = B,
+    heads: int = H,
+    dtype: torch.dtype = DTYPES[0],
 ) -> list[Tensor]:
-    return [torch.randn(batch, H, length, size, device=DEVICE).to(dtype) for size in (width, value_width)]
+    return [torch.randn(batch, heads, length, size, device=DEVICE).to(dtype) for size in (width, value_width)]
 
 
 def run(tensors: list[Tensor], options: Options, grad_output: Tensor, grad_lse: Tensor | None) -> list[Tensor]:
@@ -123,20 +128,24 @@ def test_dtypes(dtype: torch.dtype, causal: bool) -> None:
     check(inputs(64, 64, dtype=dtype), options(is_causal=causal))
 
 
-WIDTHS = [(1, 1), (3, 5), (16, 70), (70, 16), (80, 257)]
+# Padded rows of either operand, and rows in several pieces: past 32 columns in float32, past 128 in two bytes, in the
+# forward past 256.
+WIDTHS = [
+    (torch.float32, (1, 1)), (torch.float32, (3, 5)), (torch.float32, (16, 70)), (torch.float32, (70, 16)),
+    (torch.bfloat16, (1, 1)), (torch.bfloat16, (3, 5)), (torch.bfloat16, (70, 16)), (torch.bfloat16, (80, 257)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("widths", WIDTHS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_widths(widths: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype, widths", WIDTHS, ids=str)
+def test_widths(dtype: torch.dtype, widths: tuple[int, int]) -> None:
     """By the public case, which knows what cancels: of one column nearly all of a key's gradient does."""
-    case = LshAttentionCase((1, 2, 21, *widths), (2, 8, 1, 0), dtype, ("causal",))
+    case = LshAttentionCase((1, 1, 21, *widths), (2, 8, 1, 0), dtype, ("causal",))
     judgements = evaluate(case, "triton", DEVICE, interpreted=triton_support.INTERPRETED)
     assert not {name: judgement.failures for name, judgement in judgements.items() if not judgement.passed}
 
 
 def test_pieces_of_wide_rows(small_tiles: None) -> None:
-    check(inputs(70, 40, length=37), options(length=37, is_causal=True))
+    check(inputs(70, 40, length=21), options(length=21, is_causal=True))
 
 
 @pytest.mark.parametrize("length", [1, 16, 17, 33])
@@ -161,7 +170,7 @@ FEATURES: dict[str, Any] = {
     "no_duplicates": lambda: {"allow_duplicates": False},
     "dropout": lambda: {"seed": torch.tensor([2**40 + 7], device=DEVICE), "dropout_p": 0.3},
     "odd_chunks": lambda: {"chunk_length": 7, "after": 1},
-    "long_window": lambda: {"chunk_length": 23, "before": 5, "after": 1},
+    "long_window": lambda: {"chunk_length": 20, "before": 3, "after": 1},
 }
 PAIRS = [
     ("causal", "same_bucket"), ("causal", "padding"), ("causal", "no_duplicates"), ("causal", "dropout"),
@@ -199,8 +208,7 @@ def test_a_row_that_meets_nobody_is_its_own_value(small_tiles: None) -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("special", [NAN, INFINITY])
-@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize("across, special", [(True, NAN), (False, INFINITY)])
 def test_special_values_reach_only_the_rows_that_meet_them(
     small_tiles: None, across: bool, special: float, which: int
 ) -> None:
@@ -249,10 +257,10 @@ def test_short_vectors_have_finite_gradients(dtype: torch.dtype) -> None:
 
 
 def test_strides_and_repeated_runs(small_tiles: None) -> None:
-    packed = torch.randn(2, T, 3, H, 24, device=DEVICE)
+    packed = torch.randn(2, 20, 3, 2, 24, device=DEVICE)
     tensors = [packed[:, :, 0].transpose(1, 2), packed[:, :, 2].transpose(1, 2)]
-    case = options(batch=2, is_causal=True)
-    grad_output = torch.randn(2, H, 1, 24, device=DEVICE).expand(2, H, T, 24)
+    case = options(length=20, batch=2, heads=2, is_causal=True)
+    grad_output = torch.randn(2, 2, 1, 24, device=DEVICE).expand(2, 2, 20, 24)
     strided = run(tensors, case, grad_output, None)
     for other in (
         run([tensor.contiguous() for tensor in tensors], case, grad_output.contiguous(), None),
@@ -304,7 +312,7 @@ def test_the_public_function_end_to_end() -> None:
     results = []
     for backend in ("triton", "reference"):
         torch.manual_seed(1)
-        leaves = [tensor.requires_grad_() for tensor in inputs(24, 16, length=70)]
+        leaves = [tensor.requires_grad_() for tensor in inputs(24, 16, length=40, heads=2)]
         output, lse = functional.lsh_attention(
             *leaves, n_hashes=3, chunk_length=16, is_causal=True, seed=4, return_lse=True, backend=backend
         )
@@ -313,10 +321,9 @@ def test_the_public_function_end_to_end() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
-    query_key, value = inputs(8, 8, length=20, dtype=dtype)
-    arguments = options(length=20, chunk_length=8).arguments()
+def test_opcheck() -> None:
+    query_key, value = inputs(8, 8, length=12, dtype=torch.bfloat16)
+    arguments = options(length=12, chunk_length=8).arguments()
     torch.library.opcheck(forward, (query_key, value, *arguments))
     output, statistics = forward(query_key, value, *arguments)
     torch.library.opcheck(backward, (torch.ones_like(output), None, output, statistics, query_key, value, *arguments))

@@ -13,9 +13,7 @@ from fusewright_kernels.triton_matrix_primitives import INFINITY, dot, load_tile
 
 
 @triton.jit
-def load_features(
-    p_rows, o_rows, m_rows, i_column, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ELU: tl.constexpr
-):  # fmt: skip
+def load_features(p_rows, o_rows, m_rows, i_column, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ELU: tl.constexpr):
     """float32 [rows, BLOCK]: features from column ``i_column`` on, 0 past WIDTH and where not ``m_rows``."""
     b_x = load_tile(p_rows, o_rows, m_rows, i_column, WIDTH, BLOCK, True).to(tl.float32)
     if ELU:
@@ -66,9 +64,7 @@ def load_numbers(p_numbers, o_rows, m_rows, n_rows):
 
 
 @triton.jit
-def load_scaled(
-    p_rows, o_rows, m_rows, b_factor, i_column, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def load_scaled(p_rows, o_rows, m_rows, b_factor, i_column, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """float32 [rows, BLOCK] from column ``i_column`` on, each row times its factor; None leaves rows as they are."""
     b_rows = load_tile(p_rows, o_rows, m_rows, i_column, WIDTH, BLOCK, True).to(tl.float32)
     if b_factor is not None:

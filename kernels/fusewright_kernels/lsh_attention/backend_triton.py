@@ -291,6 +291,8 @@ def lsh_attention_backward(
             **strides("grad", grad_output, "bht"),
             "p_rows": problem.in_sorted_order(rows),
             "stride_rows": problem.order.numel(),
+            "width": query_key.shape[3],
+            "value_width": value.shape[3],
             "inverse_scale": 0.0 if problem.scale == 0.0 else 1.0 / problem.scale,
             "p_sums": problem.float_rows(*query_key.shape),
             "p_value_sums": problem.float_rows(*value.shape),

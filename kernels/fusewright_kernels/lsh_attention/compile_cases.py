@@ -122,8 +122,6 @@ def _both_directions(
         (forward.lsh_attention_forward_kernel, tiles.forward_tile),
         (backward.lsh_attention_backward_kernel, tiles.backward_tile),
     ):
-        if kernel is backward.lsh_attention_backward_kernel and max(widths) > 128 and architecture >= 90:
-            continue  # known to spill, see tiles.backward_tile and the README; whoever mends it takes this out
         tile = tile_of(4 if dtype == "fp32" else 2, *widths, architecture, features.by_pair, chunk)
         what = f"{widths[0]}x{widths[1]} {features.name}"
         yield _compilation(kernel, architecture, tile, dtype, what, constants)

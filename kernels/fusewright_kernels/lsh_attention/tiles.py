@@ -67,8 +67,7 @@ def forward_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: boo
 
 def backward_tile(itemsize: int, d: int, dv: int, architecture: int, by_pair: bool, chunk: int) -> Tile:
     if itemsize == 2 and max(d, dv) > _WIDEST_BACKWARD[2]:
-        # Of all tiles tried for rows in several pieces the only one without a spill on sm_80. On sm_90 each of fourteen
-        # spills, this one 32 to 72 bytes a thread.
+        # Rows in several pieces.
         rows = min(32, padded(chunk))
         return Tile(rows, rows, 64, 64, 8, 1)
     return _tile(_BACKWARD, _WIDEST_BACKWARD, itemsize, d, dv, architecture, by_pair, chunk)

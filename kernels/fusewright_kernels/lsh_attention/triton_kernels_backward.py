@@ -39,8 +39,8 @@ from fusewright_kernels.triton_primitives import to_dtype
 
 # Sizes that no code improves on: specialising would only recompile.
 _NOT_SPECIALIZED = [
-    "H", "T", "R", "C", "i_round", "n_chunks", "n_row_blocks", "ring", "before", "window", "stride_rows",
-    "keep_threshold",
+    "H", "T", "R", "C", "width", "value_width", "i_round", "n_chunks", "n_row_blocks", "ring", "before", "window",
+    "stride_rows", "keep_threshold",
 ]  # fmt: skip
 
 
@@ -77,8 +77,8 @@ def lsh_attention_backward_pairs(
 def lsh_attention_backward_as_queries(
     b_rows, b_grad_rows, b_query, b_bucket, b_reference, b_inverse, b_delta, i_head, i_ring, i_chunk,
     p_query_key, p_value, p_grad_output, p_keys, p_factors, p_sorted_buckets, p_chunk_of, p_bucket_of, p_seed,
-    T, R, C, i_round, n_chunks, ring, before, window, stride_query_key_t, stride_value_t, stride_grad_t,
-    keep_threshold, keep_scale,
+    T, R, C, width, value_width, i_round, n_chunks, ring, before, window, stride_query_key_t, stride_value_t,
+    stride_grad_t, keep_threshold, keep_scale,
     D: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, WRAPS: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -98,11 +98,11 @@ def lsh_attention_backward_as_queries(
         o_key = b_key.to(tl.int64)
         b_dots, b_keys = dot_rows(
             b_rows, p_query_key, o_query * stride_query_key_t, p_query_key, o_key * stride_query_key_t, m_key, i_chunk,
-            D, BLOCK_D, BLOCK_M, BLOCK_N, True,
+            D, BLOCK_D, BLOCK_M, BLOCK_N, True, width,
         )  # fmt: skip
         b_grad_p, _ = dot_rows(
             b_grad_rows, p_grad_output, o_query * stride_grad_t, p_value, o_key * stride_value_t, m_key, 0,
-            DV, BLOCK_DV, BLOCK_M, BLOCK_N, True,
+            DV, BLOCK_DV, BLOCK_M, BLOCK_N, True, value_width,
         )  # fmt: skip
         b_factor = load_places(p_factors, i_other, rest, BLOCK_N)
         b_query_bucket = p_sorted_buckets
@@ -139,8 +139,8 @@ def lsh_attention_backward_as_queries(
 def lsh_attention_backward_as_keys(
     b_rows, b_value_rows, b_key, o_key, m_key, b_bucket, b_factor, i_first, i_head, i_ring, i_chunk,
     p_query_key, p_value, p_grad_output, p_order, p_sorted_buckets, p_chunk_of, p_bucket_of, p_seed, p_rows,
-    T, R, C, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t, stride_value_t, stride_grad_t,
-    keep_threshold, keep_scale,
+    T, R, C, width, value_width, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t,
+    stride_value_t, stride_grad_t, keep_threshold, keep_scale,
     D: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, WRAPS: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -162,11 +162,11 @@ def lsh_attention_backward_as_keys(
         o_query = b_query.to(tl.int64)
         b_dots, b_queries = dot_rows(
             b_rows, p_query_key, o_key * stride_query_key_t, p_query_key, o_query * stride_query_key_t, m_query,
-            i_chunk, D, BLOCK_D, BLOCK_M, BLOCK_N, True,
+            i_chunk, D, BLOCK_D, BLOCK_M, BLOCK_N, True, width,
         )  # fmt: skip
         b_grad_p, b_grad_output = dot_rows(
             b_value_rows, p_value, o_key * stride_value_t, p_grad_output, o_query * stride_grad_t, m_query, i_chunk,
-            DV, BLOCK_DV, BLOCK_M, BLOCK_N, True,
+            DV, BLOCK_DV, BLOCK_M, BLOCK_N, True, value_width,
         )  # fmt: skip
         b_reference, b_inverse, b_delta = row_numbers(p_rows, stride_rows, i_other, rest, BLOCK_N)
         b_query_bucket = p_sorted_buckets
@@ -201,8 +201,8 @@ def lsh_attention_backward_as_keys(
 def lsh_attention_backward_rows(
     i_first, i_head, i_ring, i_chunk, p_query_key, p_value, p_grad_output, p_order, p_keys, p_factors, p_sorted_buckets,
     p_chunk_of, p_bucket_of, p_seed, p_rows, p_sums, p_value_sums, p_grad_query_key, p_grad_value,
-    T, R, C, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t, stride_value_t, stride_grad_t,
-    inverse_scale, keep_threshold, keep_scale,
+    T, R, C, width, value_width, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t,
+    stride_value_t, stride_grad_t, inverse_scale, keep_threshold, keep_scale,
     D: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, WRAPS: tl.constexpr, ALIGNED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -218,8 +218,8 @@ def lsh_attention_backward_rows(
     b_sum = lsh_attention_backward_as_queries(
         b_rows, b_grad_rows, b_own, b_bucket, b_reference, b_inverse, b_delta, i_head, i_ring, i_chunk,
         p_query_key, p_value, p_grad_output, p_keys, p_factors, p_sorted_buckets, p_chunk_of, p_bucket_of, p_seed,
-        T, R, C, i_round, n_chunks, ring, before, window, stride_query_key_t, stride_value_t, stride_grad_t,
-        keep_threshold, keep_scale,
+        T, R, C, width, value_width, i_round, n_chunks, ring, before, window, stride_query_key_t, stride_value_t,
+        stride_grad_t, keep_threshold, keep_scale,
         D, DV, CAUSAL, WRAPS, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, EXACT,
     )  # fmt: skip
     b_key = load_places(p_keys, i_own, rest, BLOCK_M)
@@ -228,9 +228,8 @@ def lsh_attention_backward_rows(
     b_key_sum, b_value_sum, b_along = lsh_attention_backward_as_keys(
         b_rows, b_value_rows, b_key, o_own, m_rows & (b_key >= 0), b_bucket, b_factor * LOG2_E, i_first, i_head,
         i_ring, i_chunk, p_query_key, p_value, p_grad_output, p_order, p_sorted_buckets, p_chunk_of, p_bucket_of,
-        p_seed,
-        p_rows, T, R, C, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t, stride_value_t,
-        stride_grad_t, keep_threshold, keep_scale,
+        p_seed, p_rows, T, R, C, width, value_width, i_round, n_chunks, ring, before, window, stride_rows,
+        stride_query_key_t, stride_value_t, stride_grad_t, keep_threshold, keep_scale,
         D, DV, CAUSAL, WRAPS, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, EXACT,
     )  # fmt: skip
 
@@ -279,7 +278,7 @@ def lsh_attention_backward_kernel(
     p_sums, p_value_sums,  # float32 (B, H, T, D) and (B, H, T, DV): gradients so far; None if there is one round
     p_grad_query_key,
     p_grad_value,
-    H, T, R, C, i_round, n_chunks, n_row_blocks, ring, before, window, stride_rows,
+    H, T, R, C, width, value_width, i_round, n_chunks, n_row_blocks, ring, before, window, stride_rows,
     stride_query_key_b, stride_query_key_h, stride_query_key_t, stride_value_b, stride_value_h, stride_value_t,
     stride_grad_b, stride_grad_h, stride_grad_t, inverse_scale, keep_threshold, keep_scale,
     D: tl.constexpr, DV: tl.constexpr, CAUSAL: tl.constexpr, WRAPS: tl.constexpr, ALIGNED: tl.constexpr,
@@ -310,8 +309,8 @@ def lsh_attention_backward_kernel(
         i_first, i_head, i_ring, i_chunk, p_query_key, p_value, p_grad_output, p_order, p_keys, p_factors,
         p_head_buckets, p_head_chunk_of, p_head_bucket_of, p_seed, p_rows, p_sums, p_value_sums, p_grad_query_key,
         p_grad_value,
-        T, R, C, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t, stride_value_t,
-        stride_grad_t, inverse_scale, keep_threshold, keep_scale,
+        T, R, C, width, value_width, i_round, n_chunks, ring, before, window, stride_rows, stride_query_key_t,
+        stride_value_t, stride_grad_t, inverse_scale, keep_threshold, keep_scale,
         D, DV, CAUSAL, WRAPS, ALIGNED, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_DV, False,
     )  # fmt: skip
     # A NaN may have come from a row that is not met.
@@ -320,7 +319,7 @@ def lsh_attention_backward_kernel(
             lsh_attention_backward_rows(
                 i_first + i_part, i_head, i_ring, i_chunk, p_query_key, p_value, p_grad_output, p_order, p_keys,
                 p_factors, p_head_buckets, p_head_chunk_of, p_head_bucket_of, p_seed, p_rows, p_sums, p_value_sums,
-                p_grad_query_key, p_grad_value, T, R, C, i_round, n_chunks, ring, before, window, stride_rows,
-                stride_query_key_t, stride_value_t, stride_grad_t, inverse_scale, keep_threshold, keep_scale,
-                D, DV, CAUSAL, WRAPS, ALIGNED, CAREFUL_ROWS, BLOCK_N, BLOCK_D, BLOCK_DV, True,
+                p_grad_query_key, p_grad_value, T, R, C, width, value_width, i_round, n_chunks, ring, before, window,
+                stride_rows, stride_query_key_t, stride_value_t, stride_grad_t, inverse_scale, keep_threshold,
+                keep_scale, D, DV, CAUSAL, WRAPS, ALIGNED, CAREFUL_ROWS, BLOCK_N, BLOCK_D, BLOCK_DV, True,
             )  # fmt: skip
