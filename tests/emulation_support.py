@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fusewright_kernels import build_cache, dispatch, row_kernels, toolchain
 from fusewright_kernels.checks import LOW_PRECISION
+from fusewright_kernels.cross_entropy import linear_chunks
 from fusewright_kernels.dispatch import Call
 
 _DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -47,6 +49,10 @@ def _kernels() -> ctypes.CDLL:
     core()
     path = build_cache.path_of("cuda_emulated")
     torch.ops.load_library(path)
+    # Composed of the op above and of torch's products, in Python, for tensors of CUDA only.
+    for name in ("forward", "gradients"):
+        composed = partial(getattr(linear_chunks, name), "cuda")
+        torch.library.impl(f"fusewright::linear_cross_entropy_{name}.cuda", "cpu", composed)
     return ctypes.CDLL(str(path))
 
 
@@ -57,6 +63,16 @@ def set_seed(seed: int) -> None:
 
 def set_multiprocessors(count: int) -> None:
     core().fusewright_emulation_set_multiprocessors(count)
+
+
+@contextmanager
+def generation(major: int) -> Iterator[None]:
+    """Inside the block, launches find a device whose compute capability has this major number."""
+    core().fusewright_emulation_set_generation(major)
+    try:
+        yield
+    finally:
+        core().fusewright_emulation_set_generation(9)
 
 
 @contextmanager
@@ -93,11 +109,12 @@ def _refuse_float32(call: Call) -> str | None:
 
 
 _PREDICATES = {
-    "norm": _refuse_rows,
-    "softmax": _refuse_rows,
+    **dict.fromkeys(("norm", "softmax", "swiglu", "bias_gelu", "dropout_add", "rotary_embedding"), _refuse_rows),
+    **dict.fromkeys(("cross_entropy", "linear_cross_entropy"), _refuse_rows),
     "attention": _refuse_float32,
     "attention_decode": _refuse_float32,
     "recurrent": _refuse_float32,
+    "lsh_hash": _refuse_rows,
 }
 
 

@@ -27,6 +27,7 @@ OP_TESTS = (
     "tests/test_linear_attention.py",
     "tests/test_recurrent_numerics.py",
     "tests/test_linear.py",
+    "tests/test_embedding.py",
 )
 
 

@@ -18,6 +18,15 @@ ENTRIES = (
     "fusewright_cuda_norm_backward_workspace",
     "fusewright_cuda_softmax_forward",
     "fusewright_cuda_softmax_backward",
+    "fusewright_cuda_swiglu_forward",
+    "fusewright_cuda_swiglu_backward",
+    "fusewright_cuda_dropout_add",
+    "fusewright_cuda_rotary",
+    "fusewright_cuda_bias_gelu_forward",
+    "fusewright_cuda_bias_gelu_backward_workspace",
+    "fusewright_cuda_bias_gelu_backward",
+    "fusewright_cuda_cross_entropy_forward",
+    "fusewright_cuda_cross_entropy_backward",
     "fusewright_cuda_attention_forward",
     "fusewright_cuda_recurrent_forward",
     "fusewright_cuda_recurrent_forward_workspace",
@@ -121,7 +130,7 @@ def test_nothing_to_do_needs_no_device(library: Path) -> None:
 
 def test_the_compile_check_counts_hoppers_products() -> None:
     source = "attention_forward_bfloat16_64_sm90"
-    code = " HGMMA.64x128x16.F32.BF16 R24, gdesc\n" * 24 + " UTMALDG.4D [UR8], [UR4]\n"
+    code = " HGMMA.64x128x16.F32.BF16 R24, gdesc\n" * 48 + " UTMALDG.4D [UR8], [UR4]\n"
     assert cuda_compile_check.hopper_faults(source, code) == []
     assert cuda_compile_check.hopper_faults(source, " HMMA.16816 R0\n" + code) == ["HMMA 1, expected none"]
-    assert cuda_compile_check.hopper_faults(source, "") == ["HGMMA 0, expected 24", "no UTMALDG"]
+    assert cuda_compile_check.hopper_faults(source, "") == ["HGMMA 0, expected 48", "no UTMALDG"]

@@ -146,3 +146,43 @@ def test_mutations_of_the_real_kernels_are_found(tmp_path, name):
             else:
                 assert error == LAUNCH_FAILURE, f"schedule {seed}"
                 assert expected in emulation_support.report(), emulation_support.report()
+
+
+# What is replaced in bias_gelu.cuh, by what, and what the report says.
+BIAS_GRADIENT_MUTATIONS = {
+    "none": ("", "", ""),
+    "sums without their barrier": ("__syncthreads();", "", "RowSums"),
+    "chunks that overlap": ("(chunk + 1) * chunk_rows", "(chunk + 2) * chunk_rows", "by another block"),
+}
+
+
+@pytest.mark.parametrize("name", BIAS_GRADIENT_MUTATIONS)
+def test_mutations_of_the_bias_gradient_are_found(tmp_path, name):
+    root = tmp_path / "csrc"
+    for folder in ("include", "cuda/activation", "cuda/normalization"):
+        shutil.copytree(toolchain.source_root() / folder, root / folder)
+    before, after, expected = BIAS_GRADIENT_MUTATIONS[name]
+    path = root / "cuda" / "activation" / "bias_gelu.cuh"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    library = emulation_support.compile_for_emulator(
+        NATIVE / "bias_gelu_mutant.cu",
+        tmp_path / "mutant.so",
+        [root / "include", root / "cuda" / "activation"],
+    )
+    inputs = {"grad_output": torch.randn(70, 264), "input": torch.randn(70, 264), "bias": torch.randn(264)}
+    outputs = {"grad_input": torch.empty(70, 264), "partials": torch.empty(2, 264)}
+    for seed in SEEDS[:5]:
+        emulation_support.set_seed(seed)
+        views = [ctypes.byref(emulation_support.row_view(tensor)) for tensor in (inputs | outputs).values()]
+        with (
+            emulation_support.buffers(**inputs, writable=False),
+            emulation_support.buffers(**outputs, written=False),
+        ):
+            error = library.bias_gelu_sums(*views)
+        if name == "none":
+            assert error == 0, emulation_support.report()
+        else:
+            assert error == LAUNCH_FAILURE, f"schedule {seed}"
+            assert expected in emulation_support.report(), emulation_support.report()

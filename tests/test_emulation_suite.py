@@ -8,6 +8,8 @@ from typing import Any
 
 import emulation_support
 import pytest
+import test_cross_entropy
+import test_feed_forward
 import test_normalization_dropout
 import test_normalization_invariance
 import test_normalization_layouts
@@ -16,7 +18,14 @@ from op_support import Target
 
 pytestmark = emulation_support.needs_emulator
 
-MODULES = (test_normalization_dropout, test_normalization_invariance, test_normalization_layouts, test_softmax)
+MODULES = (
+    test_cross_entropy,
+    test_feed_forward,
+    test_normalization_dropout,
+    test_normalization_invariance,
+    test_normalization_layouts,
+    test_softmax,
+)
 
 
 def _parameters(function: Callable[..., None]) -> Iterator[dict[str, Any]]:
@@ -41,8 +50,9 @@ def _tests(module: ModuleType) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("function", [test for module in MODULES for test in _tests(module)])
-def test_emulated(function):
+def test_emulated(function, monkeypatch):
+    fixtures = {"monkeypatch": monkeypatch} if "monkeypatch" in inspect.signature(function).parameters else {}
     with emulation_support.cuda_serves_the_cpu():
         for number, parameters in enumerate(_parameters(function)):
             emulation_support.set_seed(number)
-            function(target=Target("cuda", "cpu"), **parameters)
+            function(target=Target("cuda", "cpu"), **fixtures, **parameters)

@@ -2,70 +2,18 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "fusewright/cross_entropy.h"
+#include "cross_entropy_params.h"
 #include "parallel.h"
-#include "tensor_rows.h"
 
 namespace fusewright::ops {
 namespace {
 
-// The numbers of a call, in the order of the schemas.
-struct Options {
-  int64_t ignore_index;
-  double label_smoothing, z_loss, softcap;
-};
-
-// Tensors in the form the kernels take, held for as long as they run.
-struct Held {
-  Tensor target;
-  std::optional<Tensor> weight;
-};
-
-Held hold(const Tensor& target, const std::optional<Tensor>& weight) {
-  Held held{target, std::nullopt};
-  if (target.scalar_type() == ScalarType::Long) held.target = torch::stable::contiguous(target);
-  if (weight.has_value()) held.weight = torch::stable::contiguous(*weight);
-  return held;
-}
-
-// Everything but the gradients or losses. `statistics`: (3, M) contiguous.
-void set_params(CrossEntropyParams& params, const Tensor& input, const Held& held, const Tensor& statistics,
-                const Options& options) {
-  params.columns = input.size(1);
-  params.rows = product_of_sizes(input, 0, 1) * product_of_sizes(input, 2, input.dim());
-  params.input = row_view_along(input, 1);
-  if (held.target.scalar_type() == ScalarType::Long) {
-    params.target = static_cast<const int64_t*>(held.target.data_ptr());
-  } else {
-    params.probabilities = row_view_along(held.target, 1);
-  }
-  if (held.weight.has_value()) params.weight = static_cast<const float*>(held.weight->data_ptr());
-  params.ignore_index = options.ignore_index;
-  params.label_smoothing = options.label_smoothing;
-  params.z_loss = static_cast<float>(options.z_loss);
-  params.softcap = static_cast<float>(options.softcap);
-  params.largest = static_cast<float*>(statistics.data_ptr());
-  params.log_sum = params.largest + params.rows;
-  params.mass = params.log_sum + params.rows;
-}
-
-// float32 (N, d1, ...), or (3, N, d1, ...).
-Tensor empty_rows(const Tensor& input, bool statistics) {
-  int64_t sizes[64];
-  int64_t ndim = 0;
-  if (statistics) sizes[ndim++] = 3;
-  for (int64_t dim = 0; dim < input.dim(); ++dim) {
-    if (dim != 1) sizes[ndim++] = input.size(dim);
-  }
-  return empty(sizes, ndim, ScalarType::Float, input);
-}
-
 std::tuple<Tensor, Tensor> forward(Tensor input, Tensor target, std::optional<Tensor> weight, int64_t ignore_index,
                                    double label_smoothing, double z_loss, double softcap) {
-  Tensor losses = empty_rows(input, false), statistics = empty_rows(input, true);
-  const Held held = hold(target, weight);
+  Tensor losses = empty_loss_rows(input, false), statistics = empty_loss_rows(input, true);
+  const HeldTargets held = hold_targets(target, weight);
   CrossEntropyForwardParams params;
-  set_params(params, input, held, statistics, {ignore_index, label_smoothing, z_loss, softcap});
+  set_cross_entropy(params, input, held, statistics, {ignore_index, label_smoothing, z_loss, softcap});
   params.losses = static_cast<float*>(losses.data_ptr());
   const CpuKernels& kernels = cpu_kernels();
   parallel_rows(params.rows, params.columns,
@@ -74,12 +22,12 @@ std::tuple<Tensor, Tensor> forward(Tensor input, Tensor target, std::optional<Te
 }
 
 void run_backward(const Tensor& grad_losses, const Tensor& input, const Tensor& target,
-                  const std::optional<Tensor>& weight, const Tensor& statistics, const Options& options,
+                  const std::optional<Tensor>& weight, const Tensor& statistics, const CrossEntropyOptions& options,
                   const Tensor* grad_input, const Tensor* grad_target) {
-  const Held held = hold(target, weight);
+  const HeldTargets held = hold_targets(target, weight);
   const Tensor grad = torch::stable::contiguous(grad_losses), kept = torch::stable::contiguous(statistics);
   CrossEntropyBackwardParams params;
-  set_params(params, input, held, kept, options);
+  set_cross_entropy(params, input, held, kept, options);
   params.grad_losses = static_cast<const float*>(grad.data_ptr());
   if (grad_input != nullptr) params.grad_input = row_view_along(*grad_input, 1);
   if (grad_target != nullptr) params.grad_target = row_view_along(*grad_target, 1);

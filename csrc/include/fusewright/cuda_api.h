@@ -4,9 +4,13 @@
 
 #include <cstdint>
 
+#include "fusewright/activation.h"
 #include "fusewright/attention.h"
+#include "fusewright/cross_entropy.h"
+#include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/recurrent.h"
+#include "fusewright/rotary.h"
 #include "fusewright/softmax.h"
 
 #pragma GCC visibility push(default)
@@ -29,6 +33,27 @@ int fusewright_cuda_softmax_forward(const fusewright::SoftmaxForwardParams* para
 
 // The kernel's type is that of grad_input; grad_output and output have that type or float32.
 int fusewright_cuda_softmax_backward(const fusewright::SoftmaxBackwardParams* params, void* stream);
+
+// All operands of one type.
+int fusewright_cuda_swiglu_forward(const fusewright::SwigluForwardParams* params, void* stream);
+int fusewright_cuda_swiglu_backward(const fusewright::SwigluBackwardParams* params, void* stream);
+int fusewright_cuda_dropout_add(const fusewright::DropoutAddParams* params, void* stream);
+int fusewright_cuda_rotary(const fusewright::RotaryParams* params, void* stream);
+
+// The same; `bias`, one row of N, may have another type or be absent. grad_bias is contiguous, of any type, absent if
+// `bias` is. `workspace` holds the bytes that the entry before tells for the same arguments on the same device, aligned
+// to 16.
+int fusewright_cuda_bias_gelu_forward(const fusewright::BiasGeluForwardParams* params, const fusewright::RowView* bias,
+                                      void* stream);
+int fusewright_cuda_bias_gelu_backward_workspace(const fusewright::BiasGeluBackwardParams* params,
+                                                 const fusewright::RowView* bias, int64_t* bytes);
+int fusewright_cuda_bias_gelu_backward(const fusewright::BiasGeluBackwardParams* params,
+                                       const fusewright::RowView* bias, const fusewright::RowView* grad_bias,
+                                       float* workspace, void* stream);
+
+// grad_input has the type of input; probabilities and grad_target have any.
+int fusewright_cuda_cross_entropy_forward(const fusewright::CrossEntropyForwardParams* params, void* stream);
+int fusewright_cuda_cross_entropy_backward(const fusewright::CrossEntropyBackwardParams* params, void* stream);
 
 // bfloat16 or float16, D and DV multiples of 8 up to 128, rows aligned to 16 bytes, no mask but the window, nothing
 // else that changes logits or weights; on a device of compute capability 9.0. `shift` is S - T where windows align
@@ -61,5 +86,10 @@ int fusewright_cuda_recurrent_backward(const fusewright::RecurrentBackwardStepsP
 // taken (T, B, I) = input, all of 16-bit elements, with zeros for what lies behind a sample's end.
 int fusewright_cuda_recurrent_taken_rows(const void* input, const int64_t* lengths, void* taken, int64_t time,
                                          int64_t batch, int64_t width, void* stream);
+
+int fusewright_cuda_lsh_hash(const fusewright::LshDigitParams* params, void* stream);
+// `workspace` holds the bytes that the entry below tells, aligned to 16.
+int fusewright_cuda_lsh_sort(const fusewright::LshSortParams* params, void* workspace, void* stream);
+int64_t fusewright_cuda_lsh_sort_workspace(const fusewright::LshSortParams* params);
 }
 #pragma GCC visibility pop

@@ -8,8 +8,12 @@ from fusewright_kernels.activation.function import BiasGELU, SwiGLU
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 
 backend_reference.attach()
-dispatch.register("swiglu", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
-dispatch.register("bias_gelu", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
+dispatch.register(
+    "swiglu", {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu}
+)
+dispatch.register(
+    "bias_gelu", {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu}
+)
 
 APPROXIMATIONS = ("none", "tanh")
 

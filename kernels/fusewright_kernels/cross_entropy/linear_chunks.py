@@ -147,7 +147,7 @@ def _plain_gradients(
 def attach() -> None:
     library.attach_reference("linear_cross_entropy_forward", _plain_forward)
     library.attach_reference("linear_cross_entropy_gradients", _plain_gradients)
-    for backend in ("cpu", "triton"):
+    for backend in library.COMPILED_BACKENDS:
         for name, implementation in (("forward", forward), ("gradients", gradients)):
             library.attach_composed(
                 f"linear_cross_entropy_{name}", backend, partial(implementation, backend), interpreted=INTERPRETED

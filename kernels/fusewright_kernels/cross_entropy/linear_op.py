@@ -3,14 +3,17 @@
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, cpu_kernels, dispatch, library
+from fusewright_kernels import autograd, cpu_kernels, dispatch, library, row_kernels
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
 from fusewright_kernels.cross_entropy import backend_triton, checks, linear_chunks, linear_reference, reference
 from fusewright_kernels.cross_entropy.linear_function import LinearCrossEntropy
 from fusewright_kernels.cross_entropy.reduction import reduce
 
 linear_chunks.attach()
-dispatch.register("linear_cross_entropy", {"triton": backend_triton.refuse, "cpu": cpu_kernels.refuse})
+dispatch.register(
+    "linear_cross_entropy",
+    {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": cpu_kernels.refuse},
+)
 
 
 def linear_cross_entropy(

@@ -9,7 +9,9 @@ from fusewright_kernels.cross_entropy.linear_op import linear_cross_entropy as l
 from fusewright_kernels.cross_entropy.reduction import reduce
 
 backend_reference.attach()
-dispatch.register("cross_entropy", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
+dispatch.register(
+    "cross_entropy", {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu}
+)
 
 
 def cross_entropy(

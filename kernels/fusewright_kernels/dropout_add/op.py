@@ -9,7 +9,9 @@ from fusewright_kernels.dropout_add import backend_reference, backend_triton, re
 from fusewright_kernels.dropout_add.function import DropoutAdd, keep_mask_of
 
 backend_reference.attach()
-dispatch.register("dropout_add", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
+dispatch.register(
+    "dropout_add", {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu}
+)
 
 
 def dropout_add(

@@ -16,7 +16,10 @@ from fusewright_kernels.rotary import backend_reference, backend_triton, referen
 from fusewright_kernels.rotary.function import Rotary
 
 backend_reference.attach()
-dispatch.register("rotary_embedding", {"triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu})
+dispatch.register(
+    "rotary_embedding",
+    {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": row_kernels.refuse_cpu},
+)
 
 
 def rotary_embedding(
