@@ -214,6 +214,60 @@ def test_torchs_errors(kind):
         ours(pack_sequence([torch.randn(2, 5)]), lengths=torch.tensor([2]))
 
 
+def outcome(module, *arguments):
+    """The tensors of a result, None if there is an error."""
+    try:
+        return flat(module(*arguments))
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+        return None
+
+
+@kinds
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_odd_calls_end_as_torchs(kind, bidirectional):
+    """In an error where torch's module raises one, else in the same numbers."""
+    theirs, ours = pair(kind, 5, 6, bidirectional=bidirectional)
+    count, x = 2 if bidirectional else 1, torch.randn(4, 3, 5)
+    good = states(kind, count, 3, 6, dtype=torch.float32)
+    h = torch.randn(count, 3, 6)
+    for name, arguments in {
+        "a list of states": (x, [h, h] if kind == "LSTM" else h),
+        "one state in a tuple": (x, (h,)),
+        "two states": (x, (h, 2.0 * h)),
+        "three states": (x, (h, h, h)),
+        "states of None": (x, (None, None)),
+        "a state of None": (x, (h, None)),
+        "a tensor": (x, h),
+        "another width": (x, states(kind, count, 3, 7, dtype=torch.float32)),
+        "another batch": (x, states(kind, count, 4, 6, dtype=torch.float32)),
+        "double states": (x, states(kind, count, 3, 6, dtype=torch.float64)),
+        "integers": (x.long(), good),
+        "complex numbers": (x.to(torch.complex64), good),
+        "a sparse tensor": (x.to_sparse(), good),
+        "a tensor on meta": (x.to("meta"), good),
+        "no tensor": ([1.0], good),
+        "four dimensions": (x[None], good),
+        "an empty batch": (x[:, :0], None),
+        "every second element": (torch.randn(4, 3, 10)[..., ::2], good),
+        "one sample for all": (x[:, :1].expand(4, 3, 5), good),
+        "NaN": (torch.full_like(x, float("nan")), good),
+        "infinity": (torch.full_like(x, float("inf")), good),
+    }.items():
+        expected, actual = outcome(theirs, *arguments), outcome(ours, *arguments)
+        assert (expected is None) == (actual is None), name
+        for result, other in zip(actual or (), expected or (), strict=True):
+            torch.testing.assert_close(result, other, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name)
+
+
+@kinds
+def test_a_parametrized_weight(kind):
+    theirs, ours = pair(kind, 5, 6, bidirectional=True)
+    for module in (theirs, ours):
+        torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+        module.flatten_parameters()
+    assert_same(theirs, ours, torch.randn(4, 3, 5))
+
+
 @kinds
 def test_errors_of_cells(kind):
     theirs, ours = pair(f"{kind}Cell", 5, 6)
