@@ -18,7 +18,9 @@ SYSTEM_CUDA_TORCH := $(shell command -v nvidia-smi >/dev/null && $(PYTHON) -c \
 bench: $(VENV)/ready
 	$(BIN)/fusewright bench $(if $(OP),--op $(OP)) $(ARGS)
 
+# What only tests use is built before them, or the first that needs it would be as slow.
 test: $(VENV)/ready build
+	$(BIN)/python -m fusewright_kernels.build emulator cuda_emulated
 	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(OP),-k "$(OP)") $(ARGS)
 
 build: $(VENV)/ready

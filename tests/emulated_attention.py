@@ -41,10 +41,29 @@ def gradient_like(output: Tensor) -> Tensor:
     return torch.randn(output.shape, generator=torch.Generator().manual_seed(7)).to(output.dtype)
 
 
-def forward(overload: str, tensors: Sequence[Tensor], limits: Limits = NONE) -> tuple[Tensor, Tensor]:
+Offsets = tuple[Tensor | None, Tensor | None]
+NOT_PACKED: Offsets = (None, None)
+
+
+def forward(
+    overload: str, tensors: Sequence[Tensor], limits: Limits = NONE, offsets: Offsets = NOT_PACKED
+) -> tuple[Tensor, Tensor]:
     """Output and statistics."""
     function = getattr(torch.ops.fusewright.attention_forward, overload)
-    return function(*tensors, *(None,) * 7, 0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
+    return function(*tensors, *(None,) * 5, *offsets, 0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
+
+
+def checked_forward(
+    tensors: Sequence[Tensor], limits: Limits = NONE, offsets: Offsets = NOT_PACKED
+) -> tuple[Tensor, Tensor]:
+    """Output and statistics of the CUDA kernels, which are the oracle's."""
+    output, statistics = forward("cuda", tensors, limits, offsets)
+    oracle, oracle_statistics = forward("default", [tensor.double() for tensor in tensors], limits, offsets)
+    testing.assert_accurate(output, oracle, budget=testing.budget_of(output.dtype))
+    lse = [reference + total.log() for reference, total in (statistics, oracle_statistics)]
+    torch.testing.assert_close(lse[0].double(), lse[1], rtol=1e-5, atol=1e-5)
+    assert torch.equal(output[oracle_statistics[1] == 0], torch.zeros_like(output[oracle_statistics[1] == 0]))
+    return output, statistics
 
 
 def backward(
@@ -150,3 +169,30 @@ class Mutant:
     def switch_on(self, name: str | None) -> None:
         """This fault alone, or none."""
         self.library.set_fault(0 if name is None else self._names.index(name) + 1)
+
+
+def run_forward(library: ctypes.CDLL, seed: int, queries: int, keys: int, *, causal: bool = False) -> tuple[int, bool]:
+    """The error of a mutant's launch, and whether the result is that of the formula."""
+    query, key, value = inputs(torch.bfloat16, 1, 1, 1, queries, keys, 64)
+    output, statistics = torch.full_like(query, float("nan")), torch.full((2, 1, queries), float("nan"))
+    emulation_support.set_seed(seed)
+    with (
+        emulation_support.buffers(query=query, key=key, value=value, writable=False),
+        emulation_support.buffers(output=output, statistics=statistics, written=False),
+    ):
+        pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, key, value, output, statistics)]
+        error = library.attention(*pointers, *(ctypes.c_int64(size) for size in (1, 1, queries, keys)), int(causal))
+    limits = Limits(right=0) if causal else NONE
+    oracle, _ = forward("default", [tensor.double() for tensor in (query, key, value)], limits)
+    return error, bool(testing.error_in_u(output, oracle) < 2.0)
+
+
+def assert_found(fault: Fault, error: int, right: bool) -> None:
+    """That a launch went as the fault says."""
+    if fault.report is None:
+        assert (error, right) == (0, False)
+    elif fault.report:
+        assert error == LAUNCH_FAILURE
+        assert fault.report in emulation_support.report()
+    else:
+        assert error == LAUNCH_FAILURE or not right

@@ -66,6 +66,16 @@ def set_multiprocessors(count: int) -> None:
 
 
 @contextmanager
+def generation(major: int) -> Iterator[None]:
+    """Inside the block, launches find a device whose compute capability has this major number."""
+    core().fusewright_emulation_set_generation(major)
+    try:
+        yield
+    finally:
+        core().fusewright_emulation_set_generation(9)
+
+
+@contextmanager
 def clusters_together(count: int) -> Iterator[None]:
     """Inside the block, so many clusters of blocks run at the same time."""
     core().fusewright_emulation_set_clusters_together(count)
@@ -104,6 +114,7 @@ _PREDICATES = {
     "attention": _refuse_float32,
     "attention_decode": _refuse_float32,
     "recurrent": _refuse_float32,
+    "lsh_hash": _refuse_rows,
 }
 
 

@@ -26,8 +26,8 @@ OP_TESTS = (
     "tests/test_lsh_attention.py",
     "tests/test_linear_attention.py",
     "tests/test_recurrent_numerics.py",
-    "tests/test_cross_entropy.py",
-    "tests/test_feed_forward.py",
+    "tests/test_linear.py",
+    "tests/test_embedding.py",
 )
 
 

@@ -130,7 +130,7 @@ def test_nothing_to_do_needs_no_device(library: Path) -> None:
 
 def test_the_compile_check_counts_hoppers_products() -> None:
     source = "attention_forward_bfloat16_64_sm90"
-    code = " HGMMA.64x128x16.F32.BF16 R24, gdesc\n" * 24 + " UTMALDG.4D [UR8], [UR4]\n"
+    code = " HGMMA.64x128x16.F32.BF16 R24, gdesc\n" * 48 + " UTMALDG.4D [UR8], [UR4]\n"
     assert cuda_compile_check.hopper_faults(source, code) == []
     assert cuda_compile_check.hopper_faults(source, " HMMA.16816 R0\n" + code) == ["HMMA 1, expected none"]
-    assert cuda_compile_check.hopper_faults(source, "") == ["HGMMA 0, expected 24", "no UTMALDG"]
+    assert cuda_compile_check.hopper_faults(source, "") == ["HGMMA 0, expected 48", "no UTMALDG"]

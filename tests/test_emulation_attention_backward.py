@@ -209,7 +209,7 @@ FAULTS = {
         SM90,
         "named_barrier_sync(attention_slopes_barrier, attention_consumers * warpgroup_size);",
         "",
-        "race",
+        "a wgmma reads",
     ),
     "one buffer for slopes": Fault(SM90, "n % 2", "0", "race"),
     "weights read in flight": Fault(SM90, "wgmma_wait<1>(weights);", "", ""),

@@ -239,7 +239,7 @@ QUERY, KEY, VALUE, STATE = inputs(2, 2, 5, 5, 4, 3)
         ({"state": STATE[..., :3]}, ArgumentValueError, "state.shape is (2, 2, 4, 3)"),
         ({"key_padding_mask": torch.zeros(2, 5)}, ArgumentTypeError, "key_padding_mask is torch.float32"),
         ({"key_padding_mask": torch.zeros(2, 4).bool()}, ArgumentValueError, "key_padding_mask.shape is (2, 4)"),
-        ({"backend": "triton"}, ArgumentValueError, "backend is 'triton'"),
+        ({"backend": "cuda"}, ArgumentValueError, "backend is 'cuda'"),
     ],
     ids=str,
 )

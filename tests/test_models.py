@@ -347,21 +347,36 @@ def test_generation_is_the_model_without_a_state(kind):
         model(prompt)
 
 
-def test_a_reformer_goes_on_from_its_text():
+@pytest.mark.parametrize("lengths", [torch.tensor([3, 1]), torch.tensor([3, 3])], ids=["different", "alike"])
+def test_a_reformer_goes_on(lengths):
     """With one chunk for all positions, where hashing decides nothing."""
     torch.manual_seed(0)
     model = _random(models.Reformer(20, (4, 8), (8, 8), **SIZES, chunk_length=32)).eval()
-    prompt, lengths = torch.tensor([[1, 2, 3], [4, 0, 0]]), torch.tensor([3, 1])
-    result = generate(model, prompt, 8, prompt_lengths=lengths)
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    state = model.make_state(2, 10)
+    result = generate(model, prompt, 8, prompt_lengths=lengths, state=state)
+    assert (state.caches is None) == (lengths[0] != lengths[1])
     for row in range(2):
         tokens = prompt[row : row + 1, : lengths[row]]
         for _ in range(8):
             tokens = torch.cat([tokens, model(tokens)[:, -1:].argmax(-1)], 1)
         assert torch.equal(tokens[0, lengths[row] :], result.tokens[row])
-    assert beam_search(model, prompt, 8, beams=3).tokens.shape == (2, 8)
     state = model.make_state(2, 2)
     with pytest.raises(ArgumentValueError, match="the text's length is 3"):
         model(prompt, state=state)
+
+
+def test_a_reformer_s_beams_carry_their_caches():
+    torch.manual_seed(0)
+    model = _random(models.Reformer(20, (4, 8), (8, 8), **SIZES, chunk_length=32)).eval()
+    prompt = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    result = beam_search(model, prompt, 8, beams=3)
+    for row in range(2):
+        text = torch.cat([prompt[row], result.tokens[row]])[None]
+        with torch.no_grad():
+            steps = model(text)[0, 2:-1].log_softmax(-1)
+        expected = steps.gather(-1, result.tokens[row][:, None]).sum().item()
+        assert result.log_probability[row].item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_hard_negative_triplet_loss():

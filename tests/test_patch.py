@@ -183,7 +183,7 @@ def test_what_ours_cannot_take_is_kept_and_named():
     odd.self_attn = Own(8)
     model = nn.ModuleDict(
         {
-            "own": Own(8), "wide": nn.GRU(4, 4).double(), "projected": nn.LSTM(4, 4, proj_size=2),
+            "own": Own(8), "wide": nn.GRU(4, 4).double(),
             "replaced": replaced, "odd": odd, "scripted": torch.jit.script(nn.LayerNorm(8)), "fine": nn.LayerNorm(8),
         }
     )  # fmt: skip
@@ -192,7 +192,6 @@ def test_what_ours_cannot_take_is_kept_and_named():
     assert reasons == {
         "own": "a subclass of LayerNorm, whose forward may differ",
         "wide": "float64, for which there is no fused kernel",
-        "projected": "proj_size=2, for which there is no fused kernel",
         "replaced": "its forward is replaced on the instance",
         "odd": "its self_attn is a Own",
         "odd.self_attn": "a subclass of LayerNorm, whose forward may differ",

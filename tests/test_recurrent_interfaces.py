@@ -2,37 +2,38 @@
 
 import pytest
 import torch
-from test_recurrent_numerics import layer_inputs
+from test_recurrent_numerics import layer_inputs, run
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fusewright
 from fusewright import functional, nn, testing
-from fusewright_kernels import dispatch, library
+from fusewright_kernels import library
 from fusewright_kernels.checks import ArgumentTypeError, ArgumentValueError
 
 OPS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
-NAMES = ("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+NAMES = ("input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 ops = pytest.mark.parametrize("op", OPS)
 
 
-@ops
+@pytest.mark.parametrize("op", [*OPS, "projected_lstm"])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_opcheck(op, backend):
     forward, backward = (library.overload(f"recurrent_{name}", backend) for name in ("forward", "backward"))
     for dtype in (torch.float32, torch.bfloat16) if backend == "cpu" else (torch.bfloat16,):
         leaves = layer_inputs(op, 4, 3, 5, 6, dtype)
         tensors = [leaves.get(name) for name in NAMES]
+        cell = op.removeprefix("projected_")
         variants = [
-            (*tensors, None, None, None, op, False),
-            (tensors[0].mT.contiguous().mT, *tensors[1:5], None, None, None, torch.tensor([4, 0, 2]),
-             torch.rand(4, 3) < 0.5, op, True),
+            (*tensors, None, None, cell, False),
+            (tensors[0].mT.contiguous().mT, *tensors[1:5], None, None, tensors[7], torch.tensor([4, 0, 2]),
+             torch.rand(4, 3) < 0.5, cell, True),
         ]  # fmt: skip
         for arguments in variants:
             torch.library.opcheck(forward, (*arguments, False))
             torch.library.opcheck(forward, (*arguments, True))
             output, h_n, c_n, gates, cells = forward(*arguments, True)
-            grad_c_n = torch.randn_like(c_n) if op == "lstm" else None
+            grad_c_n = torch.randn_like(c_n) if cell == "lstm" else None
             every = (torch.randn_like(output), torch.randn_like(h_n), grad_c_n)
             for grads, needs in (
                 (every, (True, True, True)),
@@ -60,14 +61,13 @@ def test_first_and_second_derivatives(op):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@ops
+@pytest.mark.parametrize("op", [*OPS, "projected_lstm"])
 def test_second_derivative_of_the_kernel_is_that_of_the_formula(op):
     results = []
     for backend in ("cpu", "reference"):
-        leaves = list(layer_inputs(op, 4, 3, 5, 6).items())
-        tensors = [tensor.requires_grad_() for _, tensor in leaves]
-        named = dict(zip((name for name, _ in leaves), tensors, strict=True))
-        output = getattr(functional, op)(**named, backend=backend)[0]
+        leaves = {name: tensor.requires_grad_() for name, tensor in layer_inputs(op, 4, 3, 5, 6).items()}
+        tensors = list(leaves.values())
+        output = run(op, leaves, backend=backend)[0]
         first = torch.autograd.grad(output.square().sum(), tensors, create_graph=True)
         results.append(torch.autograd.grad(sum(gradient.square().sum() for gradient in first), tensors))
     for actual, expected in zip(*results, strict=True):
@@ -88,7 +88,7 @@ def test_only_the_wanted_gradients(op):
             torch.testing.assert_close(actual, other)
 
 
-@pytest.mark.parametrize("op", ["lstm", "gru"])
+@pytest.mark.parametrize("op", ["lstm", "projected_lstm", "gru"])
 def test_vmap_over_samples_and_over_weights(op):
     leaves = layer_inputs(op, 4, 3, 5, 6)
     names = list(leaves)
@@ -100,7 +100,7 @@ def test_vmap_over_samples_and_over_weights(op):
         ]
 
         def function(*values):
-            return getattr(functional, op)(**dict(zip(names, values, strict=True)))[:2]
+            return run(op, dict(zip(names, values, strict=True)))[:2]
 
         output, h_n = torch.vmap(function, tuple(dims))(*tensors)
         for n in range(2):
@@ -171,13 +171,13 @@ def test_compiles_once_to_one_op_for_each_layer(kind):
     ops_of_graph = []
 
     def count_ops(graph, inputs):
-        ops_of_graph.append(sum("recurrent_forward" in str(node.target) for node in graph.graph.nodes))
+        ops_of_graph.append(sum("bidirectional_forward" in str(node.target) for node in graph.graph.nodes))
         return graph
 
     torch.compiler.reset()
     with torch.no_grad():
         torch.compile(module, fullgraph=True, backend=aot_autograd(fw_compiler=count_ops))(torch.randn(4, 3, 5))
-    assert ops_of_graph == [4]
+    assert ops_of_graph == [2]
 
 
 def test_exports():
@@ -239,15 +239,10 @@ def test_cells_take_torchs_calls(op, batch):
     torch.testing.assert_close(ours(input, None, *weights[:2]), ours(input, zeros, *weights[:2]))
 
 
-def test_projections_run_as_the_plain_formula_and_say_so():
-    dispatch.forget()
-    module = nn.LSTM(5, 6, proj_size=3)
-    with pytest.warns(UserWarning, match="projection"):
-        module(torch.randn(4, 3, 5))
-    rows = fusewright.explain(module, torch.randn(4, 3, 5))
-    assert [(row.backend, row.serves) for row in rows][-1] == ("reference", True)
-    assert any("projection" in row.reason for row in rows)
-    assert fusewright.explain(nn.LSTM(5, 6), torch.randn(4, 3, 5))[-1].backend == "cpu"
+def test_what_serves_a_projection():
+    rows = fusewright.explain(nn.LSTM(5, 6, proj_size=3), torch.randn(4, 3, 5))
+    assert (rows[0].backend, rows[0].serves) == ("cuda", False) and "projection" in rows[0].reason
+    assert (rows[-1].backend, rows[-1].serves) == ("cpu", True)
 
 
 GOOD = layer_inputs("lstm", 4, 3, 5, 6)
@@ -292,7 +287,7 @@ def test_bad_arguments(changes, error, message):
 
 
 def test_bad_arguments_of_cells():
-    weights = [GOOD[name] for name in NAMES[3:]]
+    weights = [GOOD[name] for name in NAMES[3:7]]
     input, state = torch.ones(3, 5), torch.ones(3, 6)
     for hx in (state, [state], [state, state, state], [state, torch.ones(6)], [state, None, 1], [torch.ones(3, 5)] * 2):
         with pytest.raises((ArgumentValueError, ArgumentTypeError)):

@@ -75,7 +75,6 @@ def test_every_configuration(kind, dtype):
         assert_same(theirs, ours, input[0], states(kind, layers * directions, 6, dtype=dtype))
 
 
-@pytest.mark.filterwarnings("ignore:projected_recurrent runs as plain PyTorch")
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_projection(bidirectional):
     theirs, ours = pair("LSTM", 5, 6, 2, proj_size=3, bidirectional=bidirectional)
@@ -204,6 +203,11 @@ def test_torchs_errors(kind):
         with pytest.raises(expected.type) as actual:
             ours(input, hx)
         assert str(actual.value) == str(expected.value)
+    if kind == "LSTM":
+        for bidirectional, count in ((False, 1), (False, 3), (True, 1), (True, 3)):
+            module = nn.LSTM(5, 6, bidirectional=bidirectional)
+            with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+                module(good, (torch.zeros(2 if bidirectional else 1, 3, 6),) * count)
     with pytest.raises(ValueError, match="proj_size"):
         getattr(nn, kind)(5, 6, proj_size=6)
     with pytest.raises(ValueError, match="PackedSequence"):

@@ -18,21 +18,31 @@ def _failures(case, backend):
 
 
 def layer_inputs(op, steps, batch, width, hidden, dtype=torch.float32, bound=None):
-    """The leaves of a layer by ``functional``'s names; weights within ``bound``, that of torch.nn if None."""
+    """The leaves of a layer by ``functional``'s names; weights within ``bound``, that of torch.nn if None.
+
+    ``op`` is one of OPS or "projected_lstm", whose hidden state has half of the width.
+    """
     generator = torch.Generator().manual_seed(1)
-    gates = {"lstm": 4, "gru": 3}.get(op, 1) * hidden
+    gates = {"lstm": 4, "projected_lstm": 4, "gru": 3}.get(op, 1) * hidden
+    state = (hidden + 1) // 2 if op == "projected_lstm" else hidden
     bound = hidden**-0.5 if bound is None else bound
     leaves = {
         "input": torch.randn(steps, batch, width, generator=generator),
-        "h0": torch.randn(batch, hidden, generator=generator),
+        "h0": torch.randn(batch, state, generator=generator),
         "c0": torch.randn(batch, hidden, generator=generator),
     }
-    for name, size in (("weight_ih", (gates, width)), ("weight_hh", (gates, hidden)), ("bias_ih", (gates,)),
-                       ("bias_hh", (gates,))):  # fmt: skip
+    for name, size in (("weight_ih", (gates, width)), ("weight_hh", (gates, state)), ("bias_ih", (gates,)),
+                       ("bias_hh", (gates,)), ("weight_hr", (state, hidden))):  # fmt: skip
         leaves[name] = (torch.rand(size, generator=generator) * 2.0 - 1.0) * bound
-    if op != "lstm":
+    if "lstm" not in op:
         del leaves["c0"]
+    if op != "projected_lstm":
+        del leaves["weight_hr"]
     return {name: tensor.to(dtype) for name, tensor in leaves.items()}
+
+
+def run(op, leaves, **options):
+    return getattr(functional, op.removeprefix("projected_"))(**leaves, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -95,36 +105,33 @@ def test_error_grows_no_faster_than_torchs(steps, gain, dtype):
     assert testing.error_in_u(actual, oracle) <= testing.error_in_u(plain, oracle)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [*OPS, "projected_lstm"])
 def test_a_row_does_not_depend_on_its_batch_or_on_the_threads(op):
     for dtype in (torch.float32, torch.bfloat16):
         leaves = layer_inputs(op, 6, 51, 33, 130, dtype)
-        results = functional_results(op, leaves)
+        results = run(op, leaves, backend="cpu")
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert all(testing.bits_equal(*pair) for pair in zip(functional_results(op, leaves), results, strict=True))
+            assert all(testing.bits_equal(*pair) for pair in zip(run(op, leaves, backend="cpu"), results, strict=True))
         torch.set_num_threads(1)
         for rows in (slice(0, 1), slice(7, 12), slice(3, 51)):
             part = dict(leaves)
             part["input"] = leaves["input"][:, rows]
             part |= {name: leaves[name][rows] for name in ("h0", "c0") if name in leaves}
-            output, *last = functional_results(op, part)
+            output, *last = run(op, part, backend="cpu")
             assert testing.bits_equal(output, results[0][:, rows])
             assert all(testing.bits_equal(a, b[rows]) for a, b in zip(last, results[1:], strict=True))
 
 
-def functional_results(op, leaves):
-    return getattr(functional, op)(**leaves, backend="cpu")
-
-
-def test_backward_is_repeatable_on_any_number_of_threads():
-    leaves = {name: tensor.requires_grad_() for name, tensor in layer_inputs("lstm", 9, 20, 48, 160).items()}
+@pytest.mark.parametrize("op", ["lstm", "projected_lstm"])
+def test_backward_is_repeatable_on_any_number_of_threads(op):
+    leaves = {name: tensor.requires_grad_() for name, tensor in layer_inputs(op, 9, 20, 48, 160).items()}
     results = []
     for threads in (1, 2, 2, 3):
         torch.set_num_threads(threads)
-        grad = torch.ones(9, 20, 160)
         names = ("input", "h0", "c0", "bias_ih")  # the others are torch's own products
-        results.append(torch.autograd.grad(functional.lstm(**leaves)[0], [leaves[name] for name in names], grad))
+        output = run(op, leaves)[0]
+        results.append(torch.autograd.grad(output, [leaves[name] for name in names], torch.ones_like(output)))
     torch.set_num_threads(1)
     for other in results[1:]:
         assert all(testing.bits_equal(a, b) for a, b in zip(results[0][1:], other[1:], strict=True))

@@ -6,24 +6,20 @@ import threading
 
 import pytest
 import torch
-from test_recurrent_numerics import layer_inputs
+from test_recurrent_numerics import layer_inputs, run
 
-from fusewright import functional, testing
+from fusewright import testing
 
-OPS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+OPS = ("lstm", "projected_lstm", "gru", "rnn_tanh", "rnn_relu")
 ops = pytest.mark.parametrize("op", OPS)
 backends = pytest.mark.parametrize("backend", ["cpu", "reference"])
 NAN = float("nan")
 
 
-def run(op, leaves, **options):
-    return getattr(functional, op)(**leaves, **options)
-
-
 def with_gradients(op, leaves, **options):
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in leaves.items()}
     results = run(op, leaves, **options)
-    results = results[: 3 if op == "lstm" else 2]
+    results = results[: 3 if "c0" in leaves else 2]
     generator = torch.Generator().manual_seed(3)
     grads = [torch.randn(result.shape, generator=generator).to(result) for result in results]
     return list(results), dict(zip(leaves, torch.autograd.grad(results, list(leaves.values()), grads), strict=True))
@@ -94,7 +90,7 @@ def test_empty_sizes(op, backend):
     for steps, batch in ((0, 3), (4, 0), (0, 0)):
         leaves = layer_inputs(op, steps, batch, 5, 6)
         results, grads = with_gradients(op, leaves, backend=backend)
-        assert results[0].shape == (steps, batch, 6)
+        assert results[0].shape == (steps, batch, leaves["h0"].shape[1])
         if steps == 0:
             assert testing.bits_equal(results[1], leaves["h0"])
         assert grads["weight_ih"].eq(0).all() and grads["bias_hh"].eq(0).all()

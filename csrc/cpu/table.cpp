@@ -24,6 +24,8 @@ const CpuKernels table = {
     bias_gelu_forward,
     bias_gelu_backward,
     dropout_add,
+    embedding_forward,
+    embedding_backward,
     few_rows_linear_scratch,
     few_rows_linear_pack,
     few_rows_linear,

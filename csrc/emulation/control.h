@@ -9,6 +9,9 @@ extern "C" {
 // Of every choice of the launches that follow: the order of blocks, warps, lanes and asynchronous copies.
 void fusewright_emulation_set_seed(uint64_t seed);
 void fusewright_emulation_set_multiprocessors(int count);
+// The major number of the compute capability, 9 until this is called. It decides which kernels a launch chooses, and
+// nothing else.
+void fusewright_emulation_set_generation(int major);
 // Clusters of blocks, 1 until this is called, that run at the same time: kernels whose blocks wait for each other.
 void fusewright_emulation_set_clusters_together(int count);
 

@@ -9,17 +9,9 @@
 namespace fusewright::emulation {
 namespace {
 
-constexpr unsigned whole_warp = 0xFFFFFFFFu;
-
 float element_value(Matrix16 type, uint32_t pair, int half) {
   const uint16_t bits = static_cast<uint16_t>(pair >> (16 * half));
   return type == Matrix16::bfloat16 ? __bfloat162float({bits}) : __half2float({bits});
-}
-
-// Another lane's pointer.
-template <class T>
-T* pointer_of_lane(T* own, int lane) {
-  return reinterpret_cast<T*>(shuffle(Shuffle::index, whole_warp, reinterpret_cast<uintptr_t>(own), lane, 32));
 }
 
 // Calls body(address, register, half) for each of the eight elements that the calling lane holds of four matrices.
@@ -29,11 +21,23 @@ void for_each_element(Row* row, bool transposed, Access access, const void* pc, 
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
     grid.fail("a row of a matrix at " + grid.describe_shared(row) + ", which 16 does not divide", pc);
   }
+  struct Rows {
+    Row* own;
+    Row* of_lane[32];
+  } rows = {row, {}};
+  const auto hand_out = [](const uint64_t (&lanes)[32]) {
+    for (const uint64_t to : lanes) {
+      for (int from = 0; from < 32; ++from) {
+        reinterpret_cast<Rows*>(to)->of_lane[from] = reinterpret_cast<const Rows*>(lanes[from])->own;
+      }
+    }
+  };
+  with_every_lane(&rows, hand_out, pc);
   for (int matrix = 0; matrix < 4; ++matrix) {
     for (int i = 0; i < 2; ++i) {
       const int i_row = transposed ? 2 * (lane % 4) + i : lane / 4;
       const int column = transposed ? lane / 4 : 2 * (lane % 4) + i;
-      Element* address = static_cast<Element*>(pointer_of_lane(row, 8 * matrix + i_row)) + column;
+      Element* address = static_cast<Element*>(rows.of_lane[8 * matrix + i_row]) + column;
       grid.check_access(address, sizeof(Element), access, pc);
       body(address, matrix, i);
     }
@@ -58,25 +62,33 @@ void store_matrices(const uint32_t (&registers)[4], void* row, bool transposed) 
 }
 
 void mma(Matrix16 type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const int lane = grid.current().lane;
-  // The lanes that hold the rows of a, lane / 4 and that + 8, and the two columns of b.
-  const uint32_t *others_a[4], *others_b[2][4];
-  for (int i = 0; i < 4; ++i) {
-    others_a[i] = pointer_of_lane(&a[0], lane / 4 * 4 + i);
-    for (int c = 0; c < 2; ++c) others_b[c][i] = pointer_of_lane(&b[0], (2 * (lane % 4) + c) * 4 + i);
-  }
-  float result[4];
-  for (int i = 0; i < 4; ++i) {
-    float sum = 0.0f;
-    for (int k = 0; k < 16; ++k) {
-      sum += element_value(type, others_a[k % 8 / 2][i / 2 + 2 * (k / 8)], k % 2) *
-             element_value(type, others_b[i % 2][k % 8 / 2][k / 8], k % 2);
+  struct Registers {
+    float* d;
+    const uint32_t *a, *b;
+  };
+  const auto multiply = [type](const uint64_t (&lanes)[32]) {
+    float left[16][16], right[8][16];  // (row of a, k) and (column of b, k)
+    for (int lane = 0; lane < 32; ++lane) {
+      const Registers& own = *reinterpret_cast<const Registers*>(lanes[lane]);
+      for (int i = 0; i < 4; ++i) {
+        for (int half = 0; half < 2; ++half) {
+          const int k = 2 * (lane % 4) + half;
+          left[lane / 4 + i % 2 * 8][k + i / 2 * 8] = element_value(type, own.a[i], half);
+          if (i < 2) right[lane / 4][k + i * 8] = element_value(type, own.b[i], half);
+        }
+      }
     }
-    result[i] = d[i] + sum;
-  }
-  // Nobody's registers change before all have read them.
-  ballot(whole_warp, true);
-  std::memcpy(d, result, sizeof(result));
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const float *row = left[lane / 4 + i / 2 * 8], *column = right[2 * (lane % 4) + i % 2];
+        float sum = 0.0f;
+        for (int k = 0; k < 16; ++k) sum += row[k] * column[k];
+        reinterpret_cast<const Registers*>(lanes[lane])->d[i] += sum;
+      }
+    }
+  };
+  const Registers own = {d, a, b};
+  with_every_lane(&own, multiply, __builtin_return_address(0));
 }
 
 void copy_async(void* shared, const void* global, bool inside) {

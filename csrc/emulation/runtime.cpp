@@ -23,6 +23,7 @@ uint64_t seed = 0;
 uint64_t launches = 0;
 // Few, so that a kernel whose grid follows their number gives each block several turns.
 int multiprocessors = 3;
+int generation = 9;
 int clusters_together = 1;
 std::map<const void*, int> largest_dynamic_shared;
 std::string last_report;
@@ -134,8 +135,18 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? multiprocessors : static_cast<int>(shared_memory_limit);
-  return cudaSuccess;
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = generation;
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(shared_memory_limit);
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
@@ -160,6 +171,7 @@ void fusewright_emulation_set_seed(uint64_t value) {
   launches = 0;
 }
 void fusewright_emulation_set_multiprocessors(int value) { multiprocessors = value; }
+void fusewright_emulation_set_generation(int value) { generation = value; }
 void fusewright_emulation_set_clusters_together(int value) { clusters_together = value; }
 void fusewright_emulation_add_buffer(const char* name, void* data, size_t bytes, int written, int writable) {
   add_buffer(name, data, bytes, written != 0, writable != 0);

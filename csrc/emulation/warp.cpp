@@ -17,7 +17,17 @@ std::string hexadecimal(unsigned mask) {
 }
 
 const char* name_of(Kind kind) {
-  return kind == Kind::shuffle ? "a shuffle" : kind == Kind::ballot ? "a vote" : "__syncwarp";
+  switch (kind) {
+    case Kind::shuffle:
+      return "a shuffle";
+    case Kind::ballot:
+      return "a vote";
+    case Kind::synchronise:
+      return "__syncwarp";
+    case Kind::matrices:
+      return "a load, store or product of matrices";
+  }
+  return "";
 }
 
 // The lane that a lane reads from; its own where the source lies outside its part of the warp.
@@ -72,7 +82,8 @@ void deliver(const WarpCollective& collective, Warp& warp, const void* pc) {
   }
 }
 
-uint64_t meet(Kind kind, unsigned mask, uint64_t value, int operand, Shuffle shuffle, int width, const void* pc) {
+uint64_t meet(Kind kind, unsigned mask, uint64_t value, int operand, Shuffle shuffle, int width, const void* pc,
+              const WarpBody* body = nullptr) {
   Thread& thread = grid.current();
   Warp& warp = grid.warp_of(thread);
   const unsigned own = 1u << thread.lane;
@@ -98,6 +109,7 @@ uint64_t meet(Kind kind, unsigned mask, uint64_t value, int operand, Shuffle shu
   if (found->arrived == mask) {
     const WarpCollective complete = *found;
     warp.collectives.erase(found);
+    if (body != nullptr) (*body)(complete.values);
     deliver(complete, warp, pc);
     return thread.received;
   }
@@ -106,6 +118,10 @@ uint64_t meet(Kind kind, unsigned mask, uint64_t value, int operand, Shuffle shu
 }
 
 }  // namespace
+
+void with_every_lane(const void* own, const WarpBody& body, const void* pc) {
+  meet(Kind::matrices, 0xFFFFFFFFu, reinterpret_cast<uintptr_t>(own), 0, Shuffle::index, warp_size, pc, &body);
+}
 
 uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t value, int operand, int width) {
   return meet(Kind::shuffle, mask, value, operand, kind, width, __builtin_return_address(0));

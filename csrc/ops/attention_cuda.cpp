@@ -10,6 +10,17 @@ namespace {
 
 using std::optional;
 
+AttentionPacking packing_of(const Tensor& query_offsets, const Tensor& key_offsets, bool bottom_right) {
+  AttentionPacking packing;
+  packing.query_offsets = query_offsets.data_ptr();
+  packing.key_offsets = key_offsets.data_ptr();
+  packing.wide_query_offsets = query_offsets.scalar_type() == ScalarType::Long;
+  packing.wide_key_offsets = key_offsets.scalar_type() == ScalarType::Long;
+  packing.bottom_right = bottom_right;
+  packing.count = query_offsets.size(0) - 1;
+  return packing;
+}
+
 // What the kernels serve is csrc/cuda/attention/attention.cu's to say; attention/backend_native.py asks for no other.
 std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value, optional<Tensor> mask,
                                              optional<Tensor> block_mask, optional<Tensor> alibi_slopes,
@@ -17,18 +28,21 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
                                              optional<Tensor> cu_seqlens_q, optional<Tensor> cu_seqlens_k,
                                              int64_t block_size, double scale, double softcap, double dropout_p,
                                              int64_t window_left, int64_t window_right, bool bottom_right) {
-  STD_TORCH_CHECK(!cu_seqlens_q.has_value() && dropout_p == 0, "attention_forward: packed sequences or dropout");
+  STD_TORCH_CHECK(dropout_p == 0, "attention_forward: dropout");
+  if (cu_seqlens_q.has_value()) cu_seqlens_q = torch::stable::contiguous(*cu_seqlens_q);
+  if (cu_seqlens_k.has_value()) cu_seqlens_k = torch::stable::contiguous(*cu_seqlens_k);
   const CudaCall call("attention_forward", query);
   AttentionForwardParams params;
   fill(params, {query, key, value, mask, block_mask, alibi_slopes, sinks, std::nullopt, std::nullopt, std::nullopt,
                 block_size, scale, softcap, 0, window_left, window_right, bottom_right});
+  if (cu_seqlens_q.has_value()) params.packing = packing_of(*cu_seqlens_q, *cu_seqlens_k, bottom_right);
   const int64_t statistics_sizes[4] = {2, params.batch, params.heads, params.queries};
   Tensor output = empty_in_layout_of(query, params.batch, params.heads, params.queries, params.value_width);
   Tensor statistics = empty(statistics_sizes, 4, ScalarType::Float, query);
   params.output = heads_view(output);
   params.maximum = static_cast<float*>(statistics.data_ptr());
   params.total = params.maximum + params.batch * params.heads * params.queries;
-  const int64_t shift = bottom_right ? params.keys - params.queries : 0;
+  const int64_t shift = bottom_right && !cu_seqlens_q.has_value() ? params.keys - params.queries : 0;
   call.check(fusewright_cuda_attention_forward(&params, shift, call.stream()));
   return {output, statistics};
 }

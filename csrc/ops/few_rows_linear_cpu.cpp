@@ -34,9 +34,8 @@ Tensor few_rows_linear(Tensor input, Tensor weight, std::optional<Tensor> bias) 
   const CpuKernels& kernels = cpu_kernels();
   const Scratch packed(kernels.few_rows_linear_scratch(params));
   kernels.few_rows_linear_pack(params, packed.data());
-  parallel_rows(params.columns, params.width * params.rows, [&](int64_t begin, int64_t end) {
-    kernels.few_rows_linear(params, packed.data(), begin, end);
-  });
+  parallel_rows(params.columns, params.width * params.rows,
+                [&](int64_t begin, int64_t end) { kernels.few_rows_linear(params, packed.data(), begin, end); });
   return output;
 }
 

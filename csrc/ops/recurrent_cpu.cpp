@@ -2,61 +2,105 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
-
-#include "parallel.h"
-#include "recurrent_params.h"
+#include "recurrent_passes.h"
+#include "recurrent_team.h"
 #include "worker.h"
 
 namespace fusewright::ops {
 namespace {
 
-using std::optional;
+using Directions = std::vector<RecurrentInputs>;
 
-// A step of less work than this for every member takes less time than waiting for the others.
-constexpr double multiply_adds_per_member = 3e4;
-
-// Threads that a layer of `multiply_adds` for one step keeps busy.
-int64_t wanted_members(const RecurrentParams& params, double multiply_adds) {
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t by_work = static_cast<int64_t>(multiply_adds / multiply_adds_per_member);
-  // Fewer units than this for a member leave most lanes empty.
-  const int64_t by_units = params.hidden / 16;
-  return std::max<int64_t>(1, std::min({threads, by_work, by_units, Team::most_members}));
+// Sizes with the number of directions in front where there are two.
+Tensor empty_of(int64_t directions, std::vector<int64_t> sizes, ScalarType type, const Tensor& like) {
+  if (directions == 2) sizes.insert(sizes.begin(), 2);
+  return empty(sizes.data(), static_cast<int64_t>(sizes.size()), type, like);
 }
 
-// Calls body(team, member) on up to `members` threads at once.
-template <class Body>
-void run_team(int64_t members, const Body& body) {
-  Team team(members);
-  const auto take_part = [&](int64_t, int64_t) {
-    const int64_t member = team.join();
-    if (member >= 0) body(team, member);
+ForwardResults run_forward(const Directions& directions, bool save_states) {
+  const RecurrentInputs& first = directions[0];
+  const Tensor& input = first.input;
+  const RecurrentCell cell = cell_of(first.cell);
+  const int64_t count = static_cast<int64_t>(directions.size()), time = input.size(0), batch = input.size(1);
+  const int64_t hidden = first.weight_hh.size(0) / gates_of(cell), state = first.weight_hh.size(1);
+  const ScalarType type = input.scalar_type();
+  const bool is_lstm = cell == RecurrentCell::lstm;
+  const int64_t output_sizes[3] = {time, batch, count * state};
+  const ForwardResults results{empty(output_sizes, 3, type, input), empty_of(count, {batch, state}, type, input),
+                               is_lstm ? empty_of(count, {batch, hidden}, type, input) : no_elements(type, input),
+                               save_states ? empty_of(count, {time, batch, saved_gates_of(cell) * hidden}, type, input)
+                                           : no_elements(type, input),
+                               save_states && is_lstm ? empty_of(count, {time, batch, hidden}, ScalarType::Float, input)
+                                                      : no_elements(ScalarType::Float, input)};
+  std::vector<ForwardPass> passes;
+  passes.reserve(count);
+  for (int64_t d = 0; d < count; ++d) passes.emplace_back(directions[d], results, d, count);
+  if (batch == 0) return results;
+  const CpuKernels& kernels = cpu_kernels();
+  const double multiply_adds =
+      static_cast<double>(batch) * static_cast<double>(gates_of(cell) * hidden * (state + input.size(2)));
+  run_passes(passes, multiply_adds, Team::most_members, [&](ForwardPass& pass, Team& team, int64_t member) {
+    const Scratch own(kernels.recurrent_forward_scratch(pass.params, member, team.size()));
+    kernels.recurrent_forward(pass.params, team, member, own.data());
+  });
+  return results;
+}
+
+void run_steps(std::vector<BackwardPass>& passes) {
+  const CpuKernels& kernels = cpu_kernels();
+  const RecurrentParams& params = passes[0].params;
+  const double multiply_adds =
+      static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * params.hidden * params.state);
+  const int64_t most_members = params.single_step() ? 1 : Team::most_members;
+  run_passes(passes, multiply_adds, most_members, [&](BackwardPass& pass, Team& team, int64_t member) {
+    const Scratch own(kernels.recurrent_backward_scratch(pass.params, member, team.size()));
+    kernels.recurrent_backward(pass.params, team, member, own.data());
+  });
+}
+
+// What a backward returns: gradients of the input, of the first states, and of each direction's five parameters.
+struct BackwardResults {
+  Tensor input, h0, c0;
+  std::vector<std::array<Tensor, 5>> parameters;
+};
+
+BackwardResults run_backward(const Directions& directions, BackwardArguments& arguments) {
+  arguments.make_contiguous();
+  const RecurrentInputs& first = directions[0];
+  const int64_t count = static_cast<int64_t>(directions.size()), batch = first.input.size(1);
+  const ScalarType type = first.input.scalar_type();
+  const auto nothing = [&] { return no_elements(type, first.input); };
+  const auto state_gradient = [&](const optional<Tensor>& state) {
+    if (!arguments.need_states || !state.has_value()) return nothing();
+    return empty_of(count, {batch, state->size(1)}, type, first.input);
   };
-  if (members == 1) return take_part(0, 1);
-  torch::stable::parallel_for(0, members, 1, take_part);
-}
-
-// Memory of a whole team. Scratch of one thread, which its calls share, is each member's own.
-Tensor shared_scratch(int64_t bytes, const Tensor& like) {
-  const int64_t floats = (bytes + 3) / 4;
-  return empty(&floats, 1, ScalarType::Float, like);
-}
-
-void clear(const Tensor& tensor) {
-  std::memset(tensor.data_ptr(), 0, tensor.numel() * static_cast<int64_t>(tensor.element_size()));
-}
-
-// Zeros the rows of a (T, B, ...) tensor at steps that samples do not take.
-void clear_behind_ends(const RecurrentParams& params, const Tensor& tensor) {
-  if (tensor.numel() == 0 || params.rows == tensor.size(0) * params.batch) return;
-  const int64_t time = tensor.size(0), row_bytes = tensor.size(2) * static_cast<int64_t>(tensor.element_size());
-  char* const data = static_cast<char*>(tensor.data_ptr());
-  for (int64_t p = 0; p < params.batch; ++p) {
-    for (int64_t t = params.lengths[p]; t < time; ++t) {
-      std::memset(data + (t * params.batch + params.samples[p]) * row_bytes, 0, row_bytes);
+  BackwardResults results{nothing(), state_gradient(first.h0), state_gradient(first.c0), {}};
+  std::vector<BackwardPass> passes;
+  passes.reserve(count);
+  for (int64_t d = 0; d < count; ++d) passes.emplace_back(directions[d], arguments, results.h0, results.c0, d, count);
+  if (batch == 0) {
+    for (const BackwardPass& pass : passes) clear(pass.bias_sums);
+  } else {
+    run_steps(passes);
+    if (arguments.need_states && passes[0].params.single_step() && passes[0].params.rows > 0) {
+      for (BackwardPass& pass : passes) pass.multiply_hidden_gradients();
+      run_steps(passes);
     }
   }
+  if (arguments.need_input) {
+    results.input = passes[0].grad_input();
+    // There is no add in the stable interface.
+    if (count == 2) results.input = torch::stable::subtract(results.input, passes[1].grad_input(), -1.0);
+  }
+  for (const BackwardPass& pass : passes) {
+    if (arguments.need_weights) {
+      results.parameters.push_back({pass.grad_weight_ih(), pass.grad_weight_hh(), pass.grad_bias_ih(),
+                                    pass.grad_bias_hh(), pass.grad_weight_hr()});
+    } else {
+      results.parameters.push_back({nothing(), nothing(), nothing(), nothing(), nothing()});
+    }
+  }
+  return results;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor input, Tensor h0, optional<Tensor> c0,
@@ -65,157 +109,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_forward(Tensor inpu
                                                                      optional<Tensor> weight_hr,
                                                                      optional<Tensor> lengths, optional<Tensor> resets,
                                                                      std::string cell, bool reverse, bool save_states) {
-  RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
-                         bias_hh, weight_hr, lengths, resets,    cell,      reverse};
-  STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
-  inputs.make_contiguous();
-  const RecurrentWalk walk(inputs, reverse);
-  RecurrentForwardParams params;
-  fill(params, inputs, walk);
-  const int64_t time = input.size(0), batch = params.batch, hidden = params.hidden;
-  const ScalarType type = input.scalar_type();
-  const bool is_lstm = params.cell == RecurrentCell::lstm;
-  const int64_t output_sizes[3] = {time, batch, hidden}, state_sizes[2] = {batch, hidden};
-  const int64_t gate_sizes[3] = {time, batch, saved_gates_of(params.cell) * hidden};
-  Tensor output = empty(output_sizes, 3, type, input);
-  Tensor h_n = empty(state_sizes, 2, type, input);
-  Tensor c_n = is_lstm ? empty(state_sizes, 2, type, input) : no_elements(type, input);
-  Tensor gates = save_states ? empty(gate_sizes, 3, type, input) : no_elements(type, input);
-  Tensor cells =
-      save_states && is_lstm ? empty(output_sizes, 3, ScalarType::Float, input) : no_elements(ScalarType::Float, input);
-  for (const Tensor& tensor : {output, gates, cells}) clear_behind_ends(params, tensor);
-  params.output = output.data_ptr();
-  params.h_n = h_n.data_ptr();
-  params.c_n = c_n.data_ptr();
-  params.gates = gates.numel() > 0 ? gates.data_ptr() : nullptr;
-  params.cells = cells.numel() > 0 ? static_cast<float*>(cells.data_ptr()) : nullptr;
-  if (batch == 0) return {output, h_n, c_n, gates, cells};
-  const CpuKernels& kernels = cpu_kernels();
-  const Tensor shared = shared_scratch(kernels.recurrent_forward_shared(params), input);
-  params.shared = shared.data_ptr();
-  const double multiply_adds =
-      static_cast<double>(batch) * static_cast<double>(gates_of(params.cell) * hidden * (hidden + params.inputs));
-  run_team(wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
-    const Scratch own(kernels.recurrent_forward_scratch(params, member, team.size()));
-    kernels.recurrent_forward(params, team, member, own.data());
-  });
-  return {output, h_n, c_n, gates, cells};
-}
-
-// Rows of `width` elements of `like`'s type, one for each row of the walk: source(step, position) is where to copy it
-// from, or nullptr for zeros.
-template <class Source>
-Tensor gather_rows(const RecurrentParams& params, int64_t width, const Tensor& like, const Source& source) {
-  const int64_t sizes[2] = {params.rows, width};
-  Tensor gathered = empty(sizes, 2, like.scalar_type(), like);
-  char* const target = static_cast<char*>(gathered.data_ptr());
-  const int64_t row_bytes = width * static_cast<int64_t>(like.element_size());
-  parallel_rows(params.steps, params.batch * row_bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t step = begin; step < end; ++step) {
-      for (int64_t p = 0; p < params.active[step]; ++p) {
-        char* row = target + (params.first_row[step] + p) * row_bytes;
-        if (const void* from = source(step, p)) {
-          std::memcpy(row, from, row_bytes);
-        } else {
-          std::memset(row, 0, row_bytes);
-        }
-      }
-    }
-  });
-  return gathered;
-}
-
-const void* row_of(const void* data, int64_t row, int64_t row_bytes) {
-  return static_cast<const char*>(data) + row * row_bytes;
-}
-
-// The hidden state that each row's step began with.
-Tensor hidden_before(const RecurrentParams& params, const Tensor& output) {
-  const int64_t row_bytes = params.hidden * static_cast<int64_t>(output.element_size());
-  return gather_rows(params, params.hidden, output, [&](int64_t step, int64_t p) -> const void* {
-    if (params.reset_before(step, p)) return nullptr;
-    if (step == 0) return row_of(params.h0, params.samples[p], row_bytes);
-    return row_of(output.data_ptr(), params.tensor_row(step - 1, p), row_bytes);
-  });
-}
-
-// The input of each row.
-Tensor input_rows(const RecurrentParams& params, const RecurrentInputs& inputs) {
-  if (!inputs.lengths.has_value()) {
-    return torch::stable::reshape(inputs.input, {params.rows, params.inputs});
-  }
-  const int64_t element = static_cast<int64_t>(inputs.input.element_size());
-  return gather_rows(params, params.inputs, inputs.input, [&](int64_t step, int64_t p) {
-    const int64_t at =
-        params.time_of(step, p) * params.input_time_stride + params.samples[p] * params.input_sample_stride;
-    return row_of(params.input, at, element);
-  });
-}
-
-Tensor columns(Tensor tensor, int64_t first, int64_t count) { return torch::stable::narrow(tensor, 1, first, count); }
-
-Tensor as_type(const Tensor& tensor, ScalarType type) {
-  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
-}
-
-// In the type of the factors, whatever a surrounding autocast would make of them.
-Tensor product(const Tensor& left, const Tensor& right) {
-  return as_type(torch::stable::matmul(left, as_type(right, left.scalar_type())), left.scalar_type());
-}
-
-// The sums over rows of `left` by `right`, in the type of the parameter. In float32 by a kernel of our own: torch's
-// adds up the rows one by one, which over 340 of them is 5.4u off where a layer that adds up its steps is 2.5u off.
-Tensor product_over_rows(const Tensor& left, const Tensor& right, ScalarType type) {
-  const Tensor factor = torch::stable::contiguous(as_type(right, left.scalar_type()));
-  const int64_t rows = left.size(0), width = left.size(1);
-  constexpr int64_t few_rows = 128;
-  if (left.scalar_type() != ScalarType::Float || rows <= few_rows) {
-    return as_type(product(torch::stable::transpose(left, 0, 1), factor), type);
-  }
-  const int64_t sizes[2] = {width, factor.size(1)};
-  Tensor sums = empty(sizes, 2, ScalarType::Float, left);
-  const TransposedProductParams params{rows,
-                                       static_cast<const float*>(left.data_ptr()),
-                                       left.stride(0),
-                                       static_cast<const float*>(factor.data_ptr()),
-                                       factor.size(1),
-                                       factor.size(1),
-                                       static_cast<float*>(sums.data_ptr())};
-  const CpuKernels& kernels = cpu_kernels();
-  constexpr int64_t block = 48;
-  parallel_rows((width + block - 1) / block, block * rows * factor.size(1), [&](int64_t begin, int64_t end) {
-    kernels.transposed_product(params, begin * block, std::min(end * block, width));
-  });
-  return as_type(sums, type);
-}
-
-void run_backward(const RecurrentBackwardParams& params) {
-  const CpuKernels& kernels = cpu_kernels();
-  const double multiply_adds =
-      static_cast<double>(params.batch) * static_cast<double>(gates_of(params.cell) * params.hidden * params.hidden);
-  run_team(params.single_step() ? 1 : wanted_members(params, multiply_adds), [&](Team& team, int64_t member) {
-    const Scratch own(kernels.recurrent_backward_scratch(params, member, team.size()));
-    kernels.recurrent_backward(params, team, member, own.data());
-  });
-}
-
-// The gradient of the input from that of its rows.
-Tensor input_gradient(const RecurrentParams& params, const RecurrentInputs& inputs, const Tensor& rows) {
-  const int64_t time = inputs.input.size(0);
-  if (!inputs.lengths.has_value()) return torch::stable::reshape(rows, {time, params.batch, params.inputs});
-  const int64_t sizes[3] = {time, params.batch, params.inputs};
-  Tensor gradient = empty(sizes, 3, rows.scalar_type(), rows);
-  clear(gradient);
-  const int64_t row_bytes = params.inputs * static_cast<int64_t>(rows.element_size());
-  parallel_rows(params.steps, params.batch * row_bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t step = begin; step < end; ++step) {
-      for (int64_t p = 0; p < params.active[step]; ++p) {
-        std::memcpy(static_cast<char*>(gradient.data_ptr()) + params.tensor_row(step, p) * row_bytes,
-                    row_of(rows.data_ptr(), params.first_row[step] + p, row_bytes), row_bytes);
-      }
-    }
-  });
-  return gradient;
+  Directions directions{
+      {input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, cell, reverse}};
+  directions[0].make_contiguous();
+  const ForwardResults results = run_forward(directions, save_states);
+  return {results.output, results.h_n, results.c_n, results.gates, results.cells};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_backward(
@@ -223,81 +121,66 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
     Tensor cells, Tensor input, Tensor h0, optional<Tensor> c0, Tensor weight_ih, Tensor weight_hh,
     optional<Tensor> bias_ih, optional<Tensor> bias_hh, optional<Tensor> weight_hr, optional<Tensor> lengths,
     optional<Tensor> resets, std::string cell, bool reverse, bool need_input, bool need_states, bool need_weights) {
-  RecurrentInputs inputs{input,   h0,        c0,      weight_ih, weight_hh, bias_ih,
-                         bias_hh, weight_hr, lengths, resets,    cell,      reverse};
-  STD_TORCH_CHECK(!weight_hr.has_value(), "weight_hr is given, expected None: projections have no compiled kernel");
-  inputs.make_contiguous();
-  for (optional<Tensor>* tensor : {&grad_output, &grad_h_n, &grad_c_n}) {
-    if (tensor->has_value()) *tensor = torch::stable::contiguous(**tensor);
-  }
-  output = torch::stable::contiguous(output);
-  gates = torch::stable::contiguous(gates);
-  cells = torch::stable::contiguous(cells);
-  const RecurrentWalk walk(inputs, reverse);
-  RecurrentBackwardParams params;
-  fill(params, inputs, walk);
-  const ScalarType type = input.scalar_type();
-  const CpuKernels& kernels = cpu_kernels();
-  const int64_t hidden = params.hidden;
-  const bool is_gru = params.cell == RecurrentCell::gru;
-  const int64_t state_sizes[2] = {params.batch, hidden};
-  Tensor grad_h0 = need_states ? empty(state_sizes, 2, type, input) : no_elements(type, input);
-  Tensor grad_c0 = need_states && c0.has_value() ? empty(state_sizes, 2, type, input) : no_elements(type, input);
-  params.output = output.data_ptr();
-  params.gates = gates.data_ptr();
-  params.cells = static_cast<const float*>(cells.data_ptr());
-  params.grad_output = data_or_null(grad_output);
-  params.grad_h_n = data_or_null(grad_h_n);
-  params.grad_c_n = data_or_null(grad_c_n);
-  params.grad_h0 = need_states ? grad_h0.data_ptr() : nullptr;
-  params.grad_c0 = need_states ? grad_c0.data_ptr() : nullptr;
-  params.grad_gates_stride = kernels.recurrent_gradient_stride(params);
-  constexpr int64_t rows_read_behind = 15;
-  const int64_t gradient_sizes[2] = {walk.rows + rows_read_behind, params.grad_gates_stride};
-  const bool in_bfloat16 = kernels.recurrent_gradient_type(params.dtype) == DataType::bfloat16;
-  Tensor grad_gates = empty(gradient_sizes, 2, in_bfloat16 ? ScalarType::BFloat16 : ScalarType::Float, input);
-  const int64_t bias_size = gradient_columns(params.cell) * hidden;
-  Tensor bias_sums = empty(&bias_size, 1, ScalarType::Float, input);
-  params.grad_gates = grad_gates.data_ptr();
-  params.bias_sums = static_cast<float*>(bias_sums.data_ptr());
-  params.carry_stride = (hidden + 15) / 16 * 16;
-  const int64_t carry_sizes[2] = {params.batch, params.carry_stride};
-  const Tensor carry = empty(carry_sizes, 2, ScalarType::Float, input);
-  params.carry = static_cast<float*>(carry.data_ptr());
-  params.hidden_gradients = nullptr;
-  const int64_t gate_columns = gates_of(params.cell) * hidden;
-  const Tensor rows = torch::stable::narrow(grad_gates, 0, 0, walk.rows);
-  const Tensor of_hidden = columns(rows, 0, gate_columns);
-  const Tensor of_input = columns(rows, is_gru ? gate_columns : 0, gate_columns);
-  if (params.batch == 0) {
-    clear(bias_sums);
-  } else {
-    run_backward(params);
-    if (need_states && params.single_step() && walk.rows > 0) {
-      const Tensor hidden_gradients = product(of_hidden, inputs.weight_hh);
-      params.hidden_gradients = hidden_gradients.data_ptr();
-      run_backward(params);
-    }
-  }
-  Tensor grad_input = no_elements(type, input);
-  Tensor grad_weight_ih = no_elements(type, input), grad_weight_hh = no_elements(type, input);
-  Tensor grad_bias_ih = no_elements(type, input), grad_bias_hh = no_elements(type, input);
-  if (need_input) {
-    grad_input = input_gradient(params, inputs, as_type(product(of_input, inputs.weight_ih), type));
-  }
-  if (need_weights) {
-    grad_weight_ih = product_over_rows(of_input, input_rows(params, inputs), type);
-    grad_weight_hh = product_over_rows(of_hidden, hidden_before(params, output), type);
-    if (bias_ih.has_value()) {
-      const auto bias = [&](int64_t first) {
-        return torch::stable::clone(as_type(torch::stable::narrow(bias_sums, 0, first, gate_columns), type));
-      };
-      grad_bias_ih = bias(is_gru ? gate_columns : 0);
-      grad_bias_hh = bias(0);
-    }
-  }
-  return {grad_input,     grad_h0,      grad_c0,      grad_weight_ih,
-          grad_weight_hh, grad_bias_ih, grad_bias_hh, no_elements(type, input)};
+  Directions directions{
+      {input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, cell, reverse}};
+  directions[0].make_contiguous();
+  BackwardArguments arguments{grad_output, grad_h_n,   grad_c_n,    output,      gates,
+                              cells,       need_input, need_states, need_weights};
+  const BackwardResults results = run_backward(directions, arguments);
+  const auto& [d_ih, d_hh, d_bias_ih, d_bias_hh, d_hr] = results.parameters[0];
+  return {results.input, results.h0, results.c0, d_ih, d_hh, d_bias_ih, d_bias_hh, d_hr};
+}
+
+// The inputs of both directions: `forward` with the states of both, and the other's parameters.
+Directions both_directions(RecurrentInputs forward, const std::array<optional<Tensor>, 5>& parameters) {
+  forward.make_contiguous();
+  RecurrentInputs backward = forward;
+  const auto [weight_ih, weight_hh, bias_ih, bias_hh, weight_hr] = parameters;
+  backward.weight_ih = *weight_ih;
+  backward.weight_hh = *weight_hh;
+  backward.bias_ih = bias_ih;
+  backward.bias_hh = bias_hh;
+  backward.weight_hr = weight_hr;
+  backward.reverse = true;
+  backward.make_contiguous();
+  const auto pick = [](RecurrentInputs& inputs, int64_t direction) {
+    inputs.h0 = torch::stable::select(inputs.h0, 0, direction);
+    if (inputs.c0.has_value()) inputs.c0 = torch::stable::select(*inputs.c0, 0, direction);
+  };
+  pick(forward, 0);
+  pick(backward, 1);
+  return {forward, backward};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bidirectional_forward(
+    Tensor input, Tensor h0, optional<Tensor> c0, Tensor weight_ih, Tensor weight_hh, optional<Tensor> bias_ih,
+    optional<Tensor> bias_hh, optional<Tensor> weight_hr, Tensor weight_ih_reverse, Tensor weight_hh_reverse,
+    optional<Tensor> bias_ih_reverse, optional<Tensor> bias_hh_reverse, optional<Tensor> weight_hr_reverse,
+    optional<Tensor> lengths, optional<Tensor> resets, std::string cell, bool save_states) {
+  const Directions directions =
+      both_directions({input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, cell, false},
+                      {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse, bias_hh_reverse, weight_hr_reverse});
+  const ForwardResults results = run_forward(directions, save_states);
+  return {results.output, results.h_n, results.c_n, results.gates, results.cells};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+bidirectional_backward(optional<Tensor> grad_output, optional<Tensor> grad_h_n, optional<Tensor> grad_c_n,
+                       Tensor output, Tensor gates, Tensor cells, Tensor input, Tensor h0, optional<Tensor> c0,
+                       Tensor weight_ih, Tensor weight_hh, optional<Tensor> bias_ih, optional<Tensor> bias_hh,
+                       optional<Tensor> weight_hr, Tensor weight_ih_reverse, Tensor weight_hh_reverse,
+                       optional<Tensor> bias_ih_reverse, optional<Tensor> bias_hh_reverse,
+                       optional<Tensor> weight_hr_reverse, optional<Tensor> lengths, optional<Tensor> resets,
+                       std::string cell, bool need_input, bool need_states, bool need_weights) {
+  const Directions directions =
+      both_directions({input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, cell, false},
+                      {weight_ih_reverse, weight_hh_reverse, bias_ih_reverse, bias_hh_reverse, weight_hr_reverse});
+  BackwardArguments arguments{grad_output, grad_h_n,   grad_c_n,    output,      gates,
+                              cells,       need_input, need_states, need_weights};
+  const BackwardResults results = run_backward(directions, arguments);
+  const auto& [a, b, c, d, e] = results.parameters[0];
+  const auto& [a_reverse, b_reverse, c_reverse, d_reverse, e_reverse] = results.parameters[1];
+  return {results.input, results.h0, results.c0, a, b, c, d, e, a_reverse, b_reverse, c_reverse, d_reverse, e_reverse};
 }
 
 }  // namespace
@@ -306,4 +189,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recur
 STABLE_TORCH_LIBRARY_IMPL(fusewright, CPU, library) {
   library.impl("recurrent_forward.cpu", TORCH_BOX(&fusewright::ops::recurrent_forward));
   library.impl("recurrent_backward.cpu", TORCH_BOX(&fusewright::ops::recurrent_backward));
+  library.impl("bidirectional_forward.cpu", TORCH_BOX(&fusewright::ops::bidirectional_forward));
+  library.impl("bidirectional_backward.cpu", TORCH_BOX(&fusewright::ops::bidirectional_backward));
 }

@@ -29,7 +29,9 @@ struct RecurrentInputs {
     in_order(h0);
     in_order(weight_ih);
     in_order(weight_hh);
-    for (std::optional<Tensor>* tensor : {&c0, &bias_ih, &bias_hh, &lengths, &resets}) in_order_if_present(*tensor);
+    for (std::optional<Tensor>* tensor : {&c0, &bias_ih, &bias_hh, &weight_hr, &lengths, &resets}) {
+      in_order_if_present(*tensor);
+    }
     if (input.size(2) > 1 && input.stride(2) != 1) in_order(input);
   }
 };
@@ -84,13 +86,18 @@ inline const void* data_or_null(const std::optional<Tensor>& tensor) {
 
 inline void fill(RecurrentParams& params, const RecurrentInputs& inputs, const RecurrentWalk& walk) {
   params.cell = cell_of(inputs.cell);
+  STD_TORCH_CHECK((params.cell == RecurrentCell::lstm) == inputs.c0.has_value(), "c0 is ",
+                  inputs.c0.has_value() ? "given" : "None", ", expected for an LSTM alone: the cell is ", inputs.cell);
+  STD_TORCH_CHECK(params.cell == RecurrentCell::lstm || !inputs.weight_hr.has_value(),
+                  "weight_hr is given, expected None: the cell is ", inputs.cell);
   params.dtype = data_type(inputs.input.scalar_type());
   params.reverse = inputs.reverse;
   params.time = inputs.input.size(0);
   params.steps = static_cast<int64_t>(walk.active.size());
   params.batch = inputs.input.size(1);
   params.inputs = inputs.input.size(2);
-  params.hidden = inputs.weight_hh.size(1);
+  params.hidden = inputs.weight_hh.size(0) / gates_of(params.cell);
+  params.state = inputs.weight_hh.size(1);
   params.rows = walk.rows;
   params.samples = walk.samples.data();
   params.lengths = walk.lengths.data();
@@ -106,6 +113,7 @@ inline void fill(RecurrentParams& params, const RecurrentInputs& inputs, const R
   params.weight_hh = inputs.weight_hh.data_ptr();
   params.bias_ih = data_or_null(inputs.bias_ih);
   params.bias_hh = data_or_null(inputs.bias_hh);
+  params.weight_hr = data_or_null(inputs.weight_hr);
 }
 
 }  // namespace fusewright::ops

@@ -69,6 +69,9 @@ _CALLS: dict[str, Callable[[Make], Callable[..., Any]]] = {
     "linear_cross_entropy": lambda make: (
         lambda **options: functional.linear_cross_entropy(make(7, 16), make(129, 16), _targets(make), **options)
     ),
+    "embedding": lambda make: (
+        lambda **options: functional.embedding(_targets(make), make(129, 16), make(7, 16), **options)
+    ),
     "linear": lambda make: lambda **options: functional.linear(make(2, 129), make(129, 129), make(129), **options),
     "rotary_embedding": lambda make: (
         lambda **options: functional.rotary_embedding(make(1, 2, 7, 16), make(7, 8), make(7, 8), **options)

@@ -11,6 +11,7 @@ operands, since those are what fills the registers, and once without. The wheel'
 
 import functools
 import importlib.util
+import itertools
 import multiprocessing
 import os
 import re
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 from fusewright_kernels import triton_compilation
 from fusewright_kernels.activation import tiles as activation_tiles
 from fusewright_kernels.cross_entropy import tiles as cross_entropy_tiles
+from fusewright_kernels.embedding import tiles as embedding_tiles
 from fusewright_kernels.normalization import tiles as norm_tiles
 from fusewright_kernels.rotary import tiles as rotary_tiles
 from fusewright_kernels.softmax import tiles as softmax_tiles
@@ -62,7 +64,7 @@ class Usage(NamedTuple):
 
 _FLOAT32_POINTERS = (
     "p_weight", "p_bias", "p_statistics", "p_weight_partial", "p_bias_partial", "p_partial", "p_losses",
-    "p_grad_losses", "p_cos", "p_sin",
+    "p_grad_losses", "p_cells", "p_cos", "p_sin",
 )  # fmt: skip
 _INT64_POINTERS = ("p_seed", "p_target", "p_positions")
 _FLOAT32_NUMBERS = (
@@ -84,6 +86,11 @@ _ABSENT: dict[str, list[tuple[str, ...]]] = {
     "bias_gelu_forward": [("p_bias",)],
     "bias_gelu_backward": [("p_bias", "p_bias_partial")],
     "dropout_add": [("p_residual",), ("p_seed",)],
+    "embedding_forward": [("p_table", "p_rows")],
+    "lstm_step_forward": [("p_bias_ih", "p_bias_hh", "p_gates", "p_cells")],
+    "lstm_step_backward": [("p_grad_output", "p_grad_h"), ("p_grad_output", "p_grad_c")],
+    "gru_step_forward": [("p_bias_ih", "p_bias_hh", "p_gates")],
+    "rnn_step_forward": [("p_bias_ih", "p_bias_hh")],
 }
 
 
@@ -117,6 +124,8 @@ def _block_cases(layout: str) -> Iterator[Case]:
     from fusewright_kernels.activation import triton_kernels as activations
     from fusewright_kernels.cross_entropy import triton_kernels as cross_entropy
     from fusewright_kernels.dropout_add.triton_kernels import dropout_add_kernel
+    from fusewright_kernels.embedding import triton_kernels as embedding
+    from fusewright_kernels.recurrent import triton_kernels as recurrent
     from fusewright_kernels.rotary.triton_kernels import rotary_forward_kernel
 
     widest = LONGEST_COLUMNS
@@ -131,6 +140,12 @@ def _block_cases(layout: str) -> Iterator[Case]:
     tile = element_wise_tile(widest)
     for kernel in (activations.swiglu_forward_kernel, activations.swiglu_backward_kernel, dropout_add_kernel):
         yield from _in_every_form(kernel, tile, layout, {})
+    if layout == CONTIGUOUS:
+        for kernel in (embedding.embedding_forward_kernel, embedding.embedding_backward_kernel):
+            yield from _in_every_form(kernel, embedding_tiles.tile(widest), layout, {})
+        for cell, forms in (("lstm", [{}]), ("gru", [{}]), ("rnn", [{"RELU": False}, {"RELU": True}])):
+            for direction, flags in itertools.product(("forward", "backward"), forms):
+                yield from _in_every_form(getattr(recurrent, f"{cell}_step_{direction}_kernel"), tile, layout, flags)
     for flags in ({"TANH": True}, {"TANH": False}):
         yield from _in_every_form(activations.bias_gelu_forward_kernel, tile, layout, flags)
         yield from _in_every_form(activations.bias_gelu_backward_kernel, activation_tiles.BIAS_GRADIENT, layout, flags)
@@ -198,11 +213,12 @@ def _argument_type(name: str, dtype: str) -> str:
 
 def compilations() -> Iterator[Compilation]:
     from fusewright_kernels.attention import compile_cases as attention
+    from fusewright_kernels.linear_attention import compile_cases as linear_attention
     from fusewright_kernels.lsh_attention import compile_cases as lsh_attention
 
     # The slow ones first, so that at the end no process waits long for another.
     for architecture in ARCHITECTURES:
-        for op in (attention, lsh_attention):
+        for op in (attention, lsh_attention, linear_attention):
             yield from op.compilations(architecture)
     for architecture in ARCHITECTURES:
         for case in cases():

@@ -24,13 +24,24 @@ CAREFUL_ROWS = tl.constexpr(16)
 
 
 @triton.jit
-def dot(b_a, b_b, b_sum):
-    """``b_sum + b_a b_b`` in float32; float32 operands are not rounded to TF32."""
+def rounded_to_tf32(b_x):
+    """float32 ``b_x`` to the 11 significant bits that matrix instructions read; they themselves would cut it off."""
+    b_bits = b_x.to(tl.uint32, bitcast=True)
+    b_rounded = ((b_bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    return tl.where(b_x != b_x, b_x, b_rounded)
+
+
+@triton.jit
+def dot(b_a, b_b, b_sum, PRECISION: tl.constexpr = "ieee"):
+    """``b_sum + b_a b_b`` in float32. PRECISION of float32 operands: ``ieee`` as they are, ``tf32`` rounded to that,
+    ``tf32x3`` in three products of their parts, nearly as exact as the first."""
+    if PRECISION == "tf32":
+        b_a, b_b = rounded_to_tf32(b_a), rounded_to_tf32(b_b)
     if _INTERPRETED:
         # The interpreter multiplies the bit patterns of bfloat16.
-        return tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_sum, input_precision="ieee")
+        return tl.dot(b_a.to(tl.float32), b_b.to(tl.float32), b_sum, input_precision=PRECISION)
     else:
-        return tl.dot(b_a, b_b, b_sum, input_precision="ieee")
+        return tl.dot(b_a, b_b, b_sum, input_precision=PRECISION)
 
 
 @triton.jit
@@ -72,17 +83,19 @@ def load_tile(p_tensor, o_rows, m_rows, i_column, WIDTH: tl.constexpr, BLOCK: tl
 def dot_rows(
     b_own, p_own, o_own, p_other, o_other, m_other, i_chunk,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr, MASKED: tl.constexpr,
+    width=None,
 ):  # fmt: skip
     """Products of all rows, float32 [OWN, OTHER], and chunk ``i_chunk`` of the other tensor's columns.
 
-    ``b_own`` [OWN, BLOCK] holds a program's own rows where one block holds the width; wider ones are read again.
+    ``b_own`` [OWN, BLOCK] holds a program's own rows where one block holds the width; wider ones are read again, in a
+    loop that is unrolled, with the registers of all blocks, unless ``width`` gives its end at run time.
     """
     b_dots = tl.zeros([OWN, OTHER], tl.float32)
     if WIDTH <= BLOCK:
         b_other = load_tile(p_other, o_other, m_other, 0, WIDTH, BLOCK, MASKED)
         b_dots = dot(b_own, tl.trans(b_other), b_dots)
     else:
-        for i_column in range(0, WIDTH, BLOCK):
+        for i_column in range(0, WIDTH if width is None else width, BLOCK):
             b_left = load_tile(p_own, o_own, m_other, i_column, WIDTH, BLOCK, False)
             b_right = load_tile(p_other, o_other, m_other, i_column, WIDTH, BLOCK, MASKED)
             b_dots = dot(b_left, tl.trans(b_right), b_dots)

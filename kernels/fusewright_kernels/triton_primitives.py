@@ -70,6 +70,15 @@ def dropout_keep(p_seed, o_m, i_n, N, keep_threshold, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def sigmoid(b_x):
+    """Value and derivative, in which nothing cancels."""
+    b_e = tl.exp(-tl.abs(b_x))
+    b_of_magnitude = 1.0 / (1.0 + b_e)
+    b_of_opposite = b_e * b_of_magnitude
+    return tl.where(b_x < 0.0, b_of_opposite, b_of_magnitude), b_of_opposite * b_of_magnitude
+
+
+@triton.jit
 def tanh(b_x):
     """Within 3 ulp: by exp where 1 - 2 / (exp(2x) + 1) loses no digits, else by a polynomial of minimax kind."""
     b_square = b_x * b_x

@@ -1,36 +1,13 @@
-// The entry that a test of mutated attention kernels calls: one instantiation, tensors (heads, length, 64) contiguous.
+// The entry that a test of mutated attention kernels calls: one instantiation.
 
-extern "C" {
-int fault = 0;
-void set_fault(int number) { fault = number; }
-}
-
+#include "attention_forward_entry.h"
 #include "attention_forward_sm90.cuh"
 
 template cudaError_t fusewright::cuda::attention_forward_sm90<__nv_bfloat16, 64>(const AttentionForwardParams&, int64_t,
                                                                                  void*);
 
-using namespace fusewright;
-
 extern "C" int attention(void* query, void* key, void* value, void* output, float* statistics, int64_t heads,
                          int64_t key_heads, int64_t queries, int64_t keys, int causal) {
-  constexpr int64_t width = 64;
-  AttentionForwardParams params = {};
-  params.batch = 1;
-  params.heads = heads;
-  params.key_heads = key_heads;
-  params.queries = queries;
-  params.keys = keys;
-  params.width = params.value_width = width;
-  params.dtype = DataType::bfloat16;
-  params.query = {query, heads * queries * width, queries * width, width};
-  params.key = {key, key_heads * keys * width, keys * width, width};
-  params.value = {value, key_heads * keys * width, keys * width, width};
-  params.output = {output, heads * queries * width, queries * width, width};
-  params.maximum = statistics;
-  params.total = statistics + heads * queries;
-  params.scale = 0.125f;
-  params.window_left = -1;
-  params.window_right = causal != 0 ? 0 : -1;
-  return cuda::attention_forward_sm90<__nv_bfloat16, 64>(params, 0, nullptr);
+  return fusewright::cuda::attention_forward_sm90<__nv_bfloat16, 64>(
+      forward_params(query, key, value, output, statistics, heads, key_heads, queries, keys, causal), 0, nullptr);
 }

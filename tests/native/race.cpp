@@ -96,8 +96,9 @@ void run(const CpuKernels& kernels) {
 }
 
 // A layer whose members wait for each other after every step.
-void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell) {
+void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell, bool projected = false) {
   constexpr int64_t steps = 5, batch = 7, inputs = 20, hidden = 70, gates = 4, gradient_gates = 6;
+  const int64_t state_width = projected ? 37 : hidden;
   const auto values = [](int64_t count) { return std::vector<float>(count, 0.01f); };
   std::vector<float> input = values(steps * batch * inputs), state = values(batch * hidden);
   std::vector<float> weight_ih = values(gates * hidden * inputs), weight_hh = values(gates * hidden * hidden);
@@ -120,6 +121,7 @@ void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell) {
   common.batch = batch;
   common.inputs = inputs;
   common.hidden = hidden;
+  common.state = common.output_stride = state_width;
   common.rows = row;
   common.samples = samples.data();
   common.lengths = lengths.data();
@@ -133,6 +135,7 @@ void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell) {
   common.weight_ih = weight_ih.data();
   common.weight_hh = weight_hh.data();
   common.bias_ih = common.bias_hh = bias.data();
+  common.weight_hr = projected ? weight_hh.data() : nullptr;
   const auto in_team = [&](const auto& scratch_bytes, const auto& take_part) {
     fusewright::Team team(threads);
     in_parallel(threads, [&](int64_t, int64_t) {
@@ -151,24 +154,24 @@ void run_recurrent(const CpuKernels& kernels, fusewright::RecurrentCell cell) {
             kernels.recurrent_forward(forward, team, member, scratch);
           });
   std::vector<float> grad_h0 = state, grad_c0 = state;
-  fusewright::RecurrentBackwardParams backward{common,
-                                               output.data(),
-                                               saved.data(),
-                                               cells.data(),
-                                               output.data(),
-                                               nullptr,
-                                               nullptr,
-                                               grad_h0.data(),
-                                               grad_c0.data(),
-                                               nullptr,
-                                               0,
-                                               bias_sums.data(),
-                                               carry.data(),
-                                               80,
-                                               nullptr};
-  backward.grad_gates_stride = kernels.recurrent_gradient_stride(backward);
+  fusewright::RecurrentBackwardParams backward{};
+  static_cast<fusewright::RecurrentParams&>(backward) = common;
+  backward.output = backward.grad_output = output.data();
+  backward.gates = saved.data();
+  backward.cells = cells.data();
+  backward.grad_h0 = grad_h0.data();
+  backward.grad_c0 = grad_c0.data();
+  backward.bias_sums = bias_sums.data();
+  backward.carry = carry.data();
+  backward.carry_stride = 80;
+  const int64_t unit_gradients = fusewright::gradient_columns(cell) * hidden;
+  backward.grad_gates_stride = kernels.recurrent_gradient_stride(common.dtype, unit_gradients);
+  backward.grad_states_stride = kernels.recurrent_gradient_stride(common.dtype, state_width);
   std::vector<float> grad_gates = values((row + 15) * backward.grad_gates_stride);
+  std::vector<float> grad_states = values((row + 15) * backward.grad_states_stride), unprojected = output;
   backward.grad_gates = grad_gates.data();
+  backward.grad_states = grad_states.data();
+  backward.unprojected = projected ? unprojected.data() : nullptr;
   in_team(
       [&](int64_t member, int64_t members) { return kernels.recurrent_backward_scratch(backward, member, members); },
       [&](fusewright::Team& team, int64_t member, void* scratch) {
@@ -186,6 +189,7 @@ int main() {
     if (fusewright_cpu_select(isa.c_str()) != 0) return 1;
     run(*fusewright_cpu_kernels());
     run_recurrent(*fusewright_cpu_kernels(), fusewright::RecurrentCell::lstm);
+    run_recurrent(*fusewright_cpu_kernels(), fusewright::RecurrentCell::lstm, true);
     run_recurrent(*fusewright_cpu_kernels(), fusewright::RecurrentCell::gru);
     std::printf("%s ran\n", isa.c_str());
     begin = comma + 1;

@@ -2,6 +2,7 @@
 
 #include "attention_backward.cuh"
 #include "attention_forward.cuh"
+#include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/tensor_map.cuh"
 #include "fusewright/cuda_api.h"
 
@@ -17,6 +18,19 @@ bool takes_tensor_map(const HeadsView& view, const AttentionParams& params, int6
                                  {}});
 }
 
+// Whether every row of 16-bit elements can be read 16 bytes at a time. The stride of a dimension of one is never used.
+bool has_aligned_rows(const HeadsView& view, const AttentionParams& params, int64_t length, int64_t heads) {
+  const auto aligned = [](int64_t size, int64_t stride) { return size == 1 || stride % 8 == 0; };
+  return is_aligned(view.data, 16) && aligned(length, view.row_stride) && aligned(heads, view.head_stride) &&
+         aligned(params.batch, view.batch_stride);
+}
+
+bool take_tensor_maps(const AttentionParams& params) {
+  return takes_tensor_map(params.query, params, params.width, params.queries, params.heads) &&
+         takes_tensor_map(params.key, params, params.width, params.keys, params.key_heads) &&
+         takes_tensor_map(params.value, params, params.value_width, params.keys, params.key_heads);
+}
+
 bool is_accepted(const AttentionParams& params) {
   constexpr int64_t most_blocks = 65535;  // along y and z
   constexpr int64_t longest = int64_t{1} << 29;
@@ -26,32 +40,36 @@ bool is_accepted(const AttentionParams& params) {
   const bool sizes = params.batch >= 1 && params.batch <= most_blocks && params.heads >= 1 &&
                      params.heads <= most_blocks && params.key_heads >= 1 && params.heads % params.key_heads == 0 &&
                      params.queries >= 1 && params.queries <= longest && params.keys >= 1 && params.keys <= longest;
+  const bool packing = params.packing.query_offsets == nullptr || (params.batch == 1 && params.packing.count < longest);
   // A negative scale would make the smallest product the largest logit.
-  return plain && sizes && params.scale > 0.0f && params.scale < INFINITY &&
+  return plain && sizes && packing && params.scale > 0.0f && params.scale < INFINITY &&
          (params.dtype == DataType::bfloat16 || params.dtype == DataType::float16) && params.width >= 8 &&
          params.width % 8 == 0 && params.value_width >= 8 && params.value_width % 8 == 0 &&
-         attention_kernel_width(params) != 0 &&
-         takes_tensor_map(params.query, params, params.width, params.queries, params.heads) &&
-         takes_tensor_map(params.key, params, params.width, params.keys, params.key_heads) &&
-         takes_tensor_map(params.value, params, params.value_width, params.keys, params.key_heads);
+         attention_kernel_width(params) != 0 && has_aligned_rows(params.query, params, params.queries, params.heads) &&
+         has_aligned_rows(params.key, params, params.keys, params.key_heads) &&
+         has_aligned_rows(params.value, params, params.keys, params.key_heads);
 }
 
 bool is_accepted_backward(const AttentionBackwardParams& params) {
   // The kernels count tiles in 32 bits; their workspace would have to be larger than any memory.
   const int64_t tiles = params.batch * params.heads * ceil_div(params.queries, 64);
-  return is_accepted(params) && tiles < int64_t{1} << 30 &&
+  return is_accepted(params) && take_tensor_maps(params) && params.packing.query_offsets == nullptr &&
+         tiles < int64_t{1} << 30 &&
          takes_tensor_map(params.output, params, params.value_width, params.queries, params.heads) &&
          takes_tensor_map(params.grad_output, params, params.value_width, params.queries, params.heads);
 }
 
 template <class T>
-cudaError_t forward_of_width(const AttentionForwardParams& params, int64_t shift, void* stream) {
+cudaError_t forward_of_width(const AttentionForwardParams& params, int64_t shift, bool on_hopper, void* stream) {
 #if defined(FUSEWRIGHT_CUDA_SM90)
-  return attention_kernel_width(params) == 64 ? attention_forward_sm90<T, 64>(params, shift, stream)
-                                              : attention_forward_sm90<T, 128>(params, shift, stream);
-#else
-  return cudaErrorNotSupported;
+  if (on_hopper && take_tensor_maps(params)) {
+    return attention_kernel_width(params) == 64 ? attention_forward_sm90<T, 64>(params, shift, stream)
+                                                : attention_forward_sm90<T, 128>(params, shift, stream);
+  }
 #endif
+  if (params.packing.query_offsets != nullptr) return cudaErrorNotSupported;
+  return attention_kernel_width(params) == 64 ? attention_forward_sm80<T, 64>(params, shift, stream)
+                                              : attention_forward_sm80<T, 128>(params, shift, stream);
 }
 
 template <class T>
@@ -72,8 +90,13 @@ cudaError_t backward_of_width(const AttentionBackwardParams& params, int64_t shi
 int fusewright_cuda_attention_forward(const fusewright::AttentionForwardParams* params, int64_t shift, void* stream) {
   using namespace fusewright::cuda;
   if (!is_accepted(*params)) return cudaErrorInvalidValue;
-  return params->dtype == fusewright::DataType::bfloat16 ? forward_of_width<__nv_bfloat16>(*params, shift, stream)
-                                                         : forward_of_width<__half>(*params, shift, stream);
+  DeviceLimits device;
+  const cudaError_t error = query_device(device);
+  if (error != cudaSuccess) return error;
+  const bool on_hopper = device.generation == 9;
+  return params->dtype == fusewright::DataType::bfloat16
+             ? forward_of_width<__nv_bfloat16>(*params, shift, on_hopper, stream)
+             : forward_of_width<__half>(*params, shift, on_hopper, stream);
 }
 
 int fusewright_cuda_attention_backward(const fusewright::AttentionBackwardParams* params, int64_t shift, bool ordered,

@@ -86,7 +86,7 @@ __device__ __forceinline__ void differentiate_keys(const AttentionBackwardSm90Pa
   if (!work.empty()) mbarrier_wait(&shared.keys_full, 0);
   work.for_each_tile(rows, [&](int n, int, int tile) {
     const int stage = stage_of(n), first_query = tile * queries;
-    const bool cut = rows.cuts(first_query, queries, work.first_key);
+    const bool cut = rows.cuts(first_query, queries, work.first_key, attention_key_tile);
     float weights[queries / 2], slopes[queries / 2], query_sums[32];
     uint32_t packed_weights[queries / 4], packed_slopes[queries / 4];
     mbarrier_wait(&shared.query_full[stage], parity_of(n));

@@ -98,4 +98,17 @@ __device__ __forceinline__ void sum_values_exactly(const AttentionRows& rows, co
   }
 }
 
+// Output and statistics of the thread's row r.
+template <class T, int D, int r, class Softmax>
+__device__ __forceinline__ void write_row(const AttentionRows& rows, const AttentionRow& row, int lane,
+                                          const Softmax& softmax, float (&sums)[D / 2]) {
+  if (row.index >= rows.queries) return;
+  const float total = softmax.total(r);
+  if (lane % 4 == 0) rows.write_statistics(row, softmax.reference(r), total);
+  if (!is_finite_row<r>(sums, lane)) {
+    sum_values_exactly<T, D, r>(rows, row, lane, softmax.scaled_reference(r), sums);
+  }
+  store_row<T, r>(rows.output, row, lane, sums, total == 0.0f ? 0.0f : 1.0f / total, rows.value_width);
+}
+
 }  // namespace fusewright::cuda

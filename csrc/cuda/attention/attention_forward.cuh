@@ -21,10 +21,16 @@ inline int attention_kernel_width(const AttentionParams& params) {
 // place.
 template <class T, int D>
 cudaError_t attention_forward_sm90(const AttentionForwardParams& params, int64_t shift, void* stream);
+template <class T, int D>
+cudaError_t attention_forward_sm80(const AttentionForwardParams& params, int64_t shift, void* stream);
 
 extern template cudaError_t attention_forward_sm90<__nv_bfloat16, 64>(const AttentionForwardParams&, int64_t, void*);
 extern template cudaError_t attention_forward_sm90<__nv_bfloat16, 128>(const AttentionForwardParams&, int64_t, void*);
 extern template cudaError_t attention_forward_sm90<__half, 64>(const AttentionForwardParams&, int64_t, void*);
 extern template cudaError_t attention_forward_sm90<__half, 128>(const AttentionForwardParams&, int64_t, void*);
+extern template cudaError_t attention_forward_sm80<__nv_bfloat16, 64>(const AttentionForwardParams&, int64_t, void*);
+extern template cudaError_t attention_forward_sm80<__nv_bfloat16, 128>(const AttentionForwardParams&, int64_t, void*);
+extern template cudaError_t attention_forward_sm80<__half, 64>(const AttentionForwardParams&, int64_t, void*);
+extern template cudaError_t attention_forward_sm80<__half, 128>(const AttentionForwardParams&, int64_t, void*);
 
 }  // namespace fusewright::cuda

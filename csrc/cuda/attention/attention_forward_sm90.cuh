@@ -9,6 +9,7 @@
 
 #include "attention_exact_row.cuh"
 #include "attention_forward.cuh"
+#include "attention_packed.cuh"
 #include "attention_softmax.cuh"
 #include "attention_tile_sm90.cuh"
 #include "fusewright/cuda/named_barrier.cuh"
@@ -31,40 +32,35 @@ struct AttentionShared {
 struct AttentionSm90Params {
   CUtensorMap query_map, key_map, value_map;
   AttentionRows rows;
+  AttentionPackedSequences sequences;
 };
 
-// Tiles of keys that the queries of a block see, the last first.
-struct AttentionKeyTiles {
-  int first;  // of the lowest index
-  int count;
-
-  // The first key of tile n in the order of work.
-  __device__ __forceinline__ int key(int n) const { return (first + count - 1 - n) * attention_key_tile; }
+// What a block works on: its first query, and where in the tensors its sequence's queries and keys begin.
+struct AttentionForwardWork {
+  int first_query;
+  int query_begin, key_begin;
 };
 
-__device__ __forceinline__ AttentionKeyTiles key_tiles(const AttentionRows& rows, int first_query) {
-  const int last_query = min(first_query + attention_query_tile, rows.queries) - 1;
-  const int begin = rows.first_key(first_query) / attention_key_tile;
-  const int end = (rows.end_key(last_query) + attention_key_tile - 1) / attention_key_tile;
-  return {begin, max(0, end - begin)};
-}
+using AttentionKeyTilesSm90 = AttentionKeyTiles<attention_key_tile>;
 
 // One thread. Values come one tile behind the keys, as they are wanted.
 template <int D>
 __device__ __forceinline__ void produce(const AttentionSm90Params& params, AttentionShared<D>& shared,
-                                        const AttentionKeyTiles& tiles, int first_query) {
+                                        const AttentionKeyTilesSm90& tiles, const AttentionForwardWork& work) {
   const int head = blockIdx.y, key_head = head / params.rows.group, batch = blockIdx.z;
   const auto load_value = [&](int n) {
     const int stage = stage_of(n);
     mbarrier_wait(&shared.value_empty[stage], parity_of(n) ^ 1);
-    load_tile(shared.value[stage], params.value_map, &shared.value_full[stage], tiles.key(n), key_head, batch);
+    load_tile(shared.value[stage], params.value_map, &shared.value_full[stage], work.key_begin + tiles.key(n), key_head,
+              batch);
   };
   for (int n = 0; n < tiles.count; ++n) {
     const int stage = stage_of(n);
     mbarrier_wait(&shared.key_empty[stage], parity_of(n) ^ 1);
-    load_tile(shared.key[stage], params.key_map, &shared.key_full[stage], tiles.key(n), key_head, batch);
+    load_tile(shared.key[stage], params.key_map, &shared.key_full[stage], work.key_begin + tiles.key(n), key_head,
+              batch);
     if (n == 0) {
-      load_tile(shared.query, params.query_map, &shared.query_full, first_query, head, batch);
+      load_tile(shared.query, params.query_map, &shared.query_full, work.query_begin + work.first_query, head, batch);
     } else {
       load_value(n - 1);
     }
@@ -112,27 +108,14 @@ class Turns {
   int own_, other_;
 };
 
-// Output and statistics of the thread's row r.
-template <class T, int D, int r>
-__device__ __forceinline__ void write_row(const AttentionRows& rows, const AttentionRow& row, int lane,
-                                          const OnlineSoftmax& softmax, float (&sums)[D / 2]) {
-  if (row.index >= rows.queries) return;
-  const float total = softmax.total(r);
-  if (lane % 4 == 0) rows.write_statistics(row, softmax.reference(r), total);
-  if (!is_finite_row<r>(sums, lane)) {
-    sum_values_exactly<T, D, r>(rows, row, lane, softmax.scaled_reference(r), sums);
-  }
-  store_row<T, r>(rows.output, row, lane, sums, total == 0.0f ? 0.0f : 1.0f / total, rows.value_width);
-}
-
 template <class T, int D>
-__device__ __forceinline__ void consume(const AttentionSm90Params& params, AttentionShared<D>& shared,
-                                        const AttentionKeyTiles& tiles, int first_query, int consumer) {
+__device__ __forceinline__ void consume(const AttentionRows& rows, AttentionShared<D>& shared,
+                                        const AttentionKeyTilesSm90& tiles, int first_query, int consumer) {
   const int lane = threadIdx.x % warp_size;
   const int warp = threadIdx.x / warp_size % 4;
   const int query = first_query + 64 * consumer + 16 * warp + lane / 4;
   const Turns turns(consumer);
-  OnlineSoftmax softmax(params.rows, query, lane);
+  OnlineSoftmax<attention_query_tile, attention_key_tile> softmax(rows, query, lane);
   float sums[D / 2] = {};
   float logits[64];
   uint32_t weights[32];
@@ -171,17 +154,30 @@ __device__ __forceinline__ void consume(const AttentionSm90Params& params, Atten
 
   softmax.finish();
   const AttentionRow row = {static_cast<int>(blockIdx.z), static_cast<int>(blockIdx.y), query};
-  write_row<T, D, 0>(params.rows, row, lane, softmax, sums);
-  write_row<T, D, 1>(params.rows, {row.batch, row.head, query + 8}, lane, softmax, sums);
+  write_row<T, D, 0>(rows, row, lane, softmax, sums);
+  write_row<T, D, 1>(rows, {row.batch, row.head, query + 8}, lane, softmax, sums);
 }
 
 template <class T, int D>
+__device__ __forceinline__ void attend(const AttentionSm90Params& params, const AttentionRows& rows,
+                                       AttentionShared<D>& shared, const AttentionForwardWork& work) {
+  const auto tiles = AttentionKeyTilesSm90::of<attention_query_tile>(rows, work.first_query);
+  const int warpgroup = warpgroup_index();
+  if (warpgroup == 0) {
+    release_registers<attention_producer_registers>();
+    if (threadIdx.x < warp_size && elect_lane()) produce<D>(params, shared, tiles, work);
+  } else {
+    take_registers<attention_consumer_registers>();
+    consume<T, D>(rows, shared, tiles, work.first_query, warpgroup - 1);
+  }
+}
+
+template <class T, int D, bool Packed>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_forward_sm90_kernel(const __grid_constant__ AttentionSm90Params params) {
   AttentionShared<D>& shared = *dynamic_shared<AttentionShared<D>>();
   // Blocks start in the order of their number: under a causal limit the last queries see most keys.
-  const int first_query = (gridDim.x - 1 - blockIdx.x) * attention_query_tile;
-  const AttentionKeyTiles tiles = key_tiles(params.rows, first_query);
+  const int query_tile = gridDim.x - 1 - blockIdx.x;
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&params.query_map);
     prefetch_tensor_map(&params.key_map);
@@ -194,15 +190,18 @@ __global__ void __launch_bounds__(attention_threads, 1)
       mbarrier_init(&shared.value_empty[stage], attention_consumer_warps);
     }
     mbarrier_fence_init();
+    if constexpr (Packed) {
+      params.sequences.find<T, attention_query_tile>(params.rows, query_tile, block_shared<AttentionPackedSequence>());
+    }
   }
   __syncthreads();
-  const int warpgroup = warpgroup_index();
-  if (warpgroup == 0) {
-    release_registers<attention_producer_registers>();
-    if (threadIdx.x < warp_size && elect_lane()) produce<D>(params, shared, tiles, first_query);
+  if constexpr (Packed) {
+    // In shared memory: the numbers of a block's own sequence would need registers.
+    const AttentionPackedSequence& sequence = block_shared<AttentionPackedSequence>();
+    const AttentionForwardWork work = {sequence.tile * attention_query_tile, sequence.query_begin, sequence.key_begin};
+    if (work.first_query < sequence.rows.queries) attend<T, D>(params, sequence.rows, shared, work);
   } else {
-    take_registers<attention_consumer_registers>();
-    consume<T, D>(params, shared, tiles, first_query, warpgroup - 1);
+    attend<T, D>(params, params.rows, shared, {query_tile * attention_query_tile, 0, 0});
   }
 }
 
@@ -221,10 +220,17 @@ cudaError_t attention_forward_sm90(const AttentionForwardParams& params, int64_t
                          params.key_heads, attention_key_tile);
   }
   if (error != cudaSuccess) return error;
-  const dim3 grid(static_cast<unsigned>(ceil_div(params.queries, attention_query_tile)),
-                  static_cast<unsigned>(params.heads), static_cast<unsigned>(params.batch));
-  return launch(attention_forward_sm90_kernel<T, D>, grid, dim3(attention_threads), sizeof(AttentionShared<D>), stream,
-                kernel_params);
+  const auto launch_tiles = [&](auto kernel, int64_t query_tiles) {
+    const dim3 grid(static_cast<unsigned>(query_tiles), static_cast<unsigned>(params.heads),
+                    static_cast<unsigned>(params.batch));
+    return launch(kernel, grid, dim3(attention_threads), sizeof(AttentionShared<D>), stream, kernel_params);
+  };
+  if (params.packing.query_offsets != nullptr) {
+    kernel_params.sequences = AttentionPackedSequences(params);
+    return launch_tiles(attention_forward_sm90_kernel<T, D, true>,
+                        kernel_params.sequences.tiles<attention_query_tile>());
+  }
+  return launch_tiles(attention_forward_sm90_kernel<T, D, false>, ceil_div(params.queries, attention_query_tile));
 }
 
 }  // namespace fusewright::cuda

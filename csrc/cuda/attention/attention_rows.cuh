@@ -16,8 +16,8 @@ struct AttentionRow {
 
 struct AttentionRows {
   HeadsView query, key, value, output;
-  float *maximum, *total;  // (B, H, T)
-  int heads, group, queries, keys, width, value_width;
+  float *maximum, *total;  // (B, H, length)
+  int heads, group, queries, keys, width, value_width, length;
   // Query i sees keys [i + before, i + behind), of those there are.
   int before, behind;
   float scale, scale_log2;
@@ -37,6 +37,7 @@ struct AttentionRows {
         keys(static_cast<int>(params.keys)),
         width(static_cast<int>(params.width)),
         value_width(static_cast<int>(params.value_width)),
+        length(static_cast<int>(params.queries)),
         scale(params.scale),
         scale_log2(static_cast<float>(params.scale * 1.4426950408889634)) {
     // Beyond any sum of two lengths a limit is none.
@@ -55,14 +56,15 @@ struct AttentionRows {
     return i_key < keys ? min(queries, i_key - before + 1) : 0;
   }
 
-  // Whether a tile of `tile_queries` queries by 128 keys has pairs that do not take part.
-  __device__ __forceinline__ bool cuts(int i_first_query, int tile_queries, int i_first_key) const {
-    return i_first_key + 128 > end_key(i_first_query) || i_first_key < first_key(i_first_query + tile_queries - 1);
+  // Whether a tile of `tile_queries` queries by `tile_keys` keys has pairs that do not take part.
+  __device__ __forceinline__ bool cuts(int i_first_query, int tile_queries, int i_first_key, int tile_keys) const {
+    return i_first_key + tile_keys > end_key(i_first_query) ||
+           i_first_key < first_key(i_first_query + tile_queries - 1);
   }
 
-  // Of a row in (B, H, T).
+  // Of a row in (B, H, length).
   __device__ __forceinline__ int64_t place(const AttentionRow& row) const {
-    return (static_cast<int64_t>(row.batch) * heads + row.head) * queries + row.index;
+    return (static_cast<int64_t>(row.batch) * heads + row.head) * length + row.index;
   }
 
   __device__ __forceinline__ void write_statistics(const AttentionRow& row, float reference, float sum) const {

@@ -1,5 +1,5 @@
-// The softmax of attention over tiles of logits in the registers of a warpgroup: thread by thread two rows, of which
-// four adjacent lanes hold a quarter each.
+// The softmax of attention over tiles of logits in the registers of a warpgroup or a warp: thread by thread two rows,
+// of which four adjacent lanes hold a quarter each.
 #pragma once
 
 #include <cmath>
@@ -38,19 +38,24 @@ __device__ __forceinline__ void pack(const float (&weights)[Count], uint32_t (&p
   for (int i = 0; i < Count / 2; ++i) packed[i] = packed_pair<T>(weights[2 * i], weights[2 * i + 1]);
 }
 
+// Of tiles of `Keys` keys. A tile is masked where pairs of it with the `Queries` queries from a given one do not take
+// part.
+template <int Queries, int Keys>
 class OnlineSoftmax {
  public:
   __device__ __forceinline__ OnlineSoftmax(const AttentionRows& rows, int query, int lane)
       : rows_(rows), query_(query), column_(2 * (lane % 4)) {}
 
   // Turns the products of a tile of keys from `first_key` on into weights, and adds them to the totals.
-  __device__ __forceinline__ void add_tile(float (&logits)[64], int first_key, int first_query_of_block) {
-    if (rows_.cuts(first_query_of_block, 128, first_key)) hide(logits, first_key);
+  __device__ __forceinline__ void add_tile(float (&logits)[Keys / 2], int first_key, int first_query) {
+    if (rows_.cuts(first_query, Queries, first_key, Keys)) hide(logits, first_key);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float larger = maximum_[r];
 #pragma unroll
-      for (int j = 0; j < 16; ++j) larger = fmaxf(larger, fmaxf(logits[4 * j + 2 * r], logits[4 * j + 2 * r + 1]));
+      for (int j = 0; j < Keys / 8; ++j) {
+        larger = fmaxf(larger, fmaxf(logits[4 * j + 2 * r], logits[4 * j + 2 * r + 1]));
+      }
       larger = fmaxf(larger, __shfl_xor_sync(0xFFFFFFFFu, larger, 1));
       larger = fmaxf(larger, __shfl_xor_sync(0xFFFFFFFFu, larger, 2));
       // Where no key was seen there is nothing to subtract, and -inf - (-inf) would be NaN.
@@ -59,7 +64,7 @@ class OnlineSoftmax {
       maximum_[r] = larger;
       float sum = 0.0f;
 #pragma unroll
-      for (int j = 0; j < 16; ++j) {
+      for (int j = 0; j < Keys / 8; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& logit = logits[4 * j + 2 * r + c];
@@ -95,13 +100,13 @@ class OnlineSoftmax {
   __device__ __forceinline__ float total(int r) const { return total_[r]; }
 
  private:
-  __device__ __forceinline__ void hide(float (&logits)[64], int first_key) const {
+  __device__ __forceinline__ void hide(float (&logits)[Keys / 2], int first_key) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int begin = rows_.first_key(query_ + 8 * r) - first_key - column_;
       const int end = rows_.end_key(query_ + 8 * r) - first_key - column_;
 #pragma unroll
-      for (int j = 0; j < 16; ++j) {
+      for (int j = 0; j < Keys / 8; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           if (8 * j + c < begin || 8 * j + c >= end) logits[4 * j + 2 * r + c] = -INFINITY;

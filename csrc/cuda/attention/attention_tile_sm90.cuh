@@ -3,6 +3,7 @@
 // tensors do not have arrive as 0.
 #pragma once
 
+#include "attention_tile.cuh"
 #include "fusewright/attention.h"
 #include "fusewright/cuda/launch.cuh"
 #include "fusewright/cuda/reduce.cuh"
@@ -22,25 +23,6 @@ constexpr int attention_consumer_warps = 4 * attention_consumers;
 // A register file of 65536 gives the producer what it cannot do without, the consumers the rest.
 constexpr int attention_producer_registers = 24;
 constexpr int attention_consumer_registers = 240;
-
-template <int Rows, int D>
-struct alignas(1024) AttentionTile {
-  static constexpr int slabs = D / slab_columns;
-  static constexpr int slab_bytes = Rows * slab_row_bytes;
-  static constexpr int bytes = slabs * slab_bytes;
-  unsigned char data[bytes];
-
-  // Row `row`, at the start of columns [16 * k, 16 * k + 16).
-  __device__ __forceinline__ const unsigned char* at(int row, int k) const {
-    constexpr int products_of_slab = slab_columns / 16;
-    return data + k / products_of_slab * slab_bytes + row * slab_row_bytes + k % products_of_slab * 32;
-  }
-
-  // Where the eight elements [8 * chunk, 8 * chunk + 8) of a slab's row lie in the swizzle.
-  __device__ __forceinline__ unsigned char* chunk_at(int slab, int row, int chunk) {
-    return data + slab * slab_bytes + row * slab_row_bytes + (chunk ^ row % swizzle_rows) * 16;
-  }
-};
 
 // Stage and phase of the nth use of a ring.
 __device__ __forceinline__ int stage_of(int n) { return n % attention_stages; }

@@ -47,6 +47,7 @@ inline unsigned __float_as_uint(float value) {
 }
 inline float atomicAdd(float* address, float value) { return fusewright::emulation::atomic_add(address, value); }
 inline int atomicAdd(int* address, int value) { return fusewright::emulation::atomic_add(address, value); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 // C++ functions, so that a CUDA runtime in the same process is never called in their place, nor they in its.
@@ -58,7 +59,11 @@ enum cudaError_t {
   cudaErrorCooperativeLaunchTooLarge = 720,
   cudaErrorNotSupported = 801,
 };
-enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeCooperative };
 using cudaStream_t = struct CUstream_st*;

@@ -30,6 +30,16 @@ struct MaskView {
   int64_t stride[4] = {};
 };
 
+// Where the sequences of packed tensors begin, on the device: those of queries and of keys each `count` + 1 offsets,
+// int64 or int32. Rows behind the last offset belong to none.
+struct AttentionPacking {
+  const void* query_offsets = nullptr;  // nullptr: nothing is packed
+  const void* key_offsets = nullptr;
+  bool wide_query_offsets = false, wide_key_offsets = false;
+  bool bottom_right = false;
+  int64_t count = 0;
+};
+
 struct AttentionParams {
   int64_t batch, heads, key_heads, queries, keys, width, value_width;
   DataType dtype;
@@ -44,6 +54,7 @@ struct AttentionParams {
   // (H, padded D), zero behind D: scores are sum_d weight[d] tanh(query[d] + key[d]) instead of products.
   const float* score_weight = nullptr;
 
+  AttentionPacking packing;    // of CUDA kernels; those of the CPU have their tasks
   bool split_float32 = false;  // multiply float32 as three bfloat16 where there are tiles
   float scale, softcap;
   int64_t window_left, window_right;  // -1 is no limit

@@ -7,6 +7,7 @@
 #include "fusewright/activation.h"
 #include "fusewright/attention.h"
 #include "fusewright/cross_entropy.h"
+#include "fusewright/lsh_attention.h"
 #include "fusewright/normalization.h"
 #include "fusewright/recurrent.h"
 #include "fusewright/rotary.h"
@@ -85,5 +86,10 @@ int fusewright_cuda_recurrent_backward(const fusewright::RecurrentBackwardStepsP
 // taken (T, B, I) = input, all of 16-bit elements, with zeros for what lies behind a sample's end.
 int fusewright_cuda_recurrent_taken_rows(const void* input, const int64_t* lengths, void* taken, int64_t time,
                                          int64_t batch, int64_t width, void* stream);
+
+int fusewright_cuda_lsh_hash(const fusewright::LshDigitParams* params, void* stream);
+// `workspace` holds the bytes that the entry below tells, aligned to 16.
+int fusewright_cuda_lsh_sort(const fusewright::LshSortParams* params, void* workspace, void* stream);
+int64_t fusewright_cuda_lsh_sort_workspace(const fusewright::LshSortParams* params);
 }
 #pragma GCC visibility pop

@@ -20,6 +20,26 @@ struct LshHashParams {
   bool first_digit;     // else the digit is added to what is there
 };
 
+// One digit of the buckets of all vectors, on a GPU.
+struct LshDigitParams {
+  int64_t batch, heads, length, width, rounds;
+  DataType dtype;
+  HeadsView vectors;
+  const float* rotations;  // (H, D, R, columns)
+  int64_t rotation_head_stride, rotation_row_stride, rotation_round_stride, rotation_column_stride;
+  int64_t columns;                    // NB_f / 2
+  int64_t place_value;                // of the digit
+  bool first_digit;                   // else the digit is added to what is there
+  const bool* key_padding = nullptr;  // (B, T), given with the last digit: into the bucket behind the last
+  int64_t* buckets;                   // (B, H, R, T)
+};
+
+struct LshSortParams {
+  const int64_t* buckets;  // (rows, T), each in [0, n_buckets)
+  int64_t rows, length, n_buckets;
+  int32_t* order;  // (rows, T)
+};
+
 struct LshAttentionParams {
   int64_t batch, heads, length, width, value_width;
   int64_t rounds, chunk_length, chunks_before, chunks_after;

@@ -1,5 +1,6 @@
 // Parameters of the recurrent kernels. Schemas and meaning: fusewright_kernels/library/recurrent.py.
-// Letters: T steps, B batch, I input width, H hidden width, G gates.
+// Letters: T steps, B batch, I input width, H units, G gates, P width of the hidden state: H, or that of its
+// projection.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ struct RecurrentParams {
   bool reverse;
   int64_t time;   // T of the tensors
   int64_t steps;  // of the longest sample
-  int64_t batch, inputs, hidden;
+  int64_t batch, inputs;
+  int64_t hidden, state;     // H, P
   int64_t rows;              // of all steps
   const int64_t* samples;    // (B,): the sample at a position
   const int64_t* lengths;    // (B,): the steps of the sample at a position
@@ -40,9 +42,15 @@ struct RecurrentParams {
   const void* input;  // (T, B, I), unit last stride
   int64_t input_time_stride, input_sample_stride;
   // Contiguous, as everything below.
-  const void *h0, *c0;                // (B, H)
-  const void *weight_ih, *weight_hh;  // (G * H, I) and (G * H, H)
+  const void *h0, *c0;                // (B, P), (B, H)
+  const void *weight_ih, *weight_hh;  // (G * H, I) and (G * H, P)
   const void *bias_ih, *bias_hh;      // (G * H,) or nullptr
+  const void* weight_hr;              // (P, H), an LSTM's projection, or nullptr
+  // Elements between rows of the output and of its gradient, which are parts of wider ones where there are two
+  // directions. The cells' and the gates' lie next to each other.
+  int64_t output_stride;
+
+  FUSEWRIGHT_HOST_DEVICE bool projected() const { return weight_hr != nullptr; }
 
   // A cell's call. Not for lack of rows: how a row is computed does not depend on its batch.
   FUSEWRIGHT_HOST_DEVICE bool single_step() const { return time == 1; }
@@ -61,8 +69,8 @@ struct RecurrentParams {
 };
 
 struct RecurrentForwardParams : RecurrentParams {
-  void* output;     // (T, B, H)
-  void *h_n, *c_n;  // (B, H)
+  void* output;     // (T, B, P)
+  void *h_n, *c_n;  // (B, P), (B, H)
   void* gates;      // (T, B, S * H) or nullptr
   float* cells;     // (T, B, H) or nullptr
   void* shared;     // scratch of all members, of recurrent_forward_shared bytes
@@ -72,19 +80,23 @@ struct RecurrentBackwardParams : RecurrentParams {
   const void* output;
   const void* gates;
   const float* cells;
-  const void *grad_output, *grad_h_n, *grad_c_n;  // (T, B, H), (B, H), (B, H), each may be nullptr
-  void *grad_h0, *grad_c0;                        // (B, H), nullptr if nobody wants them
+  const void *grad_output, *grad_h_n, *grad_c_n;  // (T, B, P), (B, P), (B, H), each may be nullptr
+  void *grad_h0, *grad_c0;                        // (B, P), (B, H), nullptr if nobody wants them
   // Gradients of the gates before their activation, row by row, in bfloat16 where products take that, else float32:
   // gradient_columns * H columns. A GRU's stand there twice, as the hidden state and as the input reaches them, for its
   // new gate's differ and products want those of either side next to each other.
   void* grad_gates;
   int64_t grad_gates_stride;
   float* bias_sums;  // the sum of those rows
+  // Of a projection, row by row and in the type of grad_gates: the gradients of its results, and what it projects.
+  void* grad_states;  // (rows, grad_states_stride)
+  int64_t grad_states_stride;
+  void* unprojected;  // (rows, H), nullptr if nobody wants it
   // What a later call reads again: the LSTM's gradient of the cell state before the step last taken, the GRU's of the
   // hidden state past weight_hh. (B, carry_stride), the hidden width in whole sixteens.
   float* carry;
   int64_t carry_stride;
-  // For a single step: the rows of gate gradients times weight_hh, (rows, H) in their type. A call without it takes the
+  // For a single step: the rows of gate gradients times weight_hh, (rows, P) in their type. A call without it takes the
   // step, one with it finishes the gradients of the first states; packing weight_hh for one product would not pay.
   const void* hidden_gradients;
 };

@@ -15,6 +15,7 @@ from fusewright.functional.attention import varlen_attention as varlen_attention
 from fusewright.functional.cross_entropy import cross_entropy as cross_entropy
 from fusewright.functional.cross_entropy import linear_cross_entropy as linear_cross_entropy
 from fusewright.functional.dropout_add import dropout_add as dropout_add
+from fusewright.functional.embedding import embedding as embedding
 from fusewright.functional.linear import linear as linear
 from fusewright.functional.linear_attention import linear_attention as linear_attention
 from fusewright.functional.lsh_attention import lsh_attention as lsh_attention

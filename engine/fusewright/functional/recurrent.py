@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fusewright_kernels.recurrent import op as _recurrent
+from fusewright_kernels.recurrent.op import Weights as _Weights
 
 
 def lstm(
@@ -28,13 +29,13 @@ def lstm(
     autocast everything is taken in the low-precision type, as torch does.
 
     Args:
-        input: (T, B, I), float32, bfloat16, float16 or float64 (float64, and float32 on a GPU, by the plain formula).
+        input: (T, B, I), float32, bfloat16, float16 or float64 (float64, and on a GPU float32, by the plain formula).
         h0: (B, H), or (B, P) with ``weight_hr``; zeros if None. It gets a gradient, as has every floating argument.
         c0: (B, H); zeros if None.
         weight_ih: (4 H, I), gates in torch's order: input, forget, cell, output.
         weight_hh: (4 H, H), or (4 H, P) with ``weight_hr``.
         bias_ih, bias_hh: (4 H,), both or neither.
-        weight_hr: (P, H): the hidden state is ``weight_hr (o tanh(c))``; by the plain formula.
+        weight_hr: (P, H): the hidden state is ``weight_hr (o tanh(c))``; on a GPU by the plain formula.
         lengths: (B,) int32 or int64 in [0, T]: from its end on a sample keeps its states and has output 0, whatever its
             input holds there.
         resets: (T, B) bool: where true, a sample's states are set to zero before that step.
@@ -46,7 +47,15 @@ def lstm(
     Source: Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning to forget", 2000.
     """
     return _recurrent.recurrent(
-        "lstm", input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, reverse, backend
+        "lstm",
+        input,
+        h0,
+        c0,
+        _Weights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr),
+        lengths,
+        resets,
+        reverse,
+        backend,
     )
 
 
@@ -77,7 +86,7 @@ def gru(
     Source: Cho et al., "Learning phrase representations using RNN encoder-decoder", 2014.
     """
     return _recurrent.recurrent(
-        "gru", input, h0, None, weight_ih, weight_hh, bias_ih, bias_hh, None, lengths, resets, reverse, backend
+        "gru", input, h0, None, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), lengths, resets, reverse, backend
     )[:2]
 
 
@@ -108,7 +117,7 @@ def rnn_tanh(
     Source: Elman, "Finding structure in time", 1990.
     """
     return _recurrent.recurrent(
-        "rnn_tanh", input, h0, None, weight_ih, weight_hh, bias_ih, bias_hh, None, lengths, resets, reverse, backend
+        "rnn_tanh", input, h0, None, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), lengths, resets, reverse, backend
     )[:2]
 
 
@@ -130,7 +139,7 @@ def rnn_relu(
     Source: Le et al., "A simple way to initialize recurrent networks of rectified linear units", 2015.
     """
     return _recurrent.recurrent(
-        "rnn_relu", input, h0, None, weight_ih, weight_hh, bias_ih, bias_hh, None, lengths, resets, reverse, backend
+        "rnn_relu", input, h0, None, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), lengths, resets, reverse, backend
     )[:2]
 
 
@@ -154,7 +163,7 @@ def lstm_cell(
         h and c after the step.
     """
     h, c = _recurrent.pair_of_states(hx)
-    return _recurrent.recurrent_cell("lstm", input, h, c, weight_ih, weight_hh, bias_ih, bias_hh, backend)
+    return _recurrent.recurrent_cell("lstm", input, h, c, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), backend)
 
 
 def gru_cell(
@@ -167,8 +176,10 @@ def gru_cell(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """One step of :func:`gru` on (B, I) or (I,): h after it. A call of ``torch.gru_cell`` works unchanged."""
-    return _recurrent.recurrent_cell("gru", input, hx, None, weight_ih, weight_hh, bias_ih, bias_hh, backend)[0]
+    """One step of :func:`gru` on (B, I) or (I,), as :func:`lstm_cell`: h after it."""
+    return _recurrent.recurrent_cell("gru", input, hx, None, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), backend)[
+        0
+    ]
 
 
 def rnn_tanh_cell(
@@ -181,8 +192,10 @@ def rnn_tanh_cell(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """One step of :func:`rnn_tanh` on (B, I) or (I,): h after it. A call of ``torch.rnn_tanh_cell`` works unchanged."""
-    return _recurrent.recurrent_cell("rnn_tanh", input, hx, None, weight_ih, weight_hh, bias_ih, bias_hh, backend)[0]
+    """One step of :func:`rnn_tanh` on (B, I) or (I,), as :func:`lstm_cell`: h after it."""
+    return _recurrent.recurrent_cell(
+        "rnn_tanh", input, hx, None, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), backend
+    )[0]
 
 
 def rnn_relu_cell(
@@ -195,5 +208,7 @@ def rnn_relu_cell(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """One step of :func:`rnn_relu` on (B, I) or (I,): h after it. A call of ``torch.rnn_relu_cell`` works unchanged."""
-    return _recurrent.recurrent_cell("rnn_relu", input, hx, None, weight_ih, weight_hh, bias_ih, bias_hh, backend)[0]
+    """One step of :func:`rnn_relu` on (B, I) or (I,), as :func:`lstm_cell`: h after it."""
+    return _recurrent.recurrent_cell(
+        "rnn_relu", input, hx, None, _Weights(weight_ih, weight_hh, bias_ih, bias_hh), backend
+    )[0]

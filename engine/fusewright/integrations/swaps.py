@@ -72,8 +72,8 @@ def _obstacle(module: nn.Module) -> str | None:
         return "its forward is replaced on the instance"
     if any(parameter.dtype is torch.float64 for parameter in module.parameters()):
         return "float64, for which there is no fused kernel"
-    if getattr(module, "proj_size", 0) > 0:
-        return f"proj_size={module.proj_size}, for which there is no fused kernel"
+    if getattr(module, "proj_size", 0) > 0 and any(parameter.is_cuda for parameter in module.parameters()):
+        return f"proj_size={module.proj_size}, for which there is no CUDA kernel"
     if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
         for name, attention in module.named_children():
             if name.endswith("attn") and type(attention) not in (nn.MultiheadAttention, fused.MultiheadAttention):

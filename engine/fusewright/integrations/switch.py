@@ -36,7 +36,7 @@ def enable(ops: Iterable[str] | None = None) -> None:
       torch's Transformer layers, call, attention weights included.
 
     * ``"lstm"``, ``"gru"``, ``"rnn_tanh"``, ``"rnn_relu"`` and each with ``"_cell"``: the functions in torch that the
-      modules of torch.nn call, of padded and of packed sequences, without projections.
+      modules of torch.nn call, of padded and of packed sequences.
 
     Either of the first two switches ``torch.backends.mha``'s fast path off: it runs past both functions. A padded
     position of torch.nn.TransformerEncoder in inference then holds numbers, as in training, and not the fast path's

@@ -80,9 +80,11 @@ class GPT(nn.Module):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """What stands before the output projection, (B, T, E); arguments as in :meth:`forward`."""
-        embedded = self.tokens(tokens)
-        if self.positions is not None:
-            embedded = embedded + self.positions(positions_of(tokens, 0 if state is None else state.positions))
+        if self.positions is None:
+            embedded = functional.embedding(tokens, self.tokens.weight)
+        else:
+            places = positions_of(tokens, 0 if state is None else state.positions)
+            embedded = functional.embedding(tokens, self.tokens.weight, self.positions.weight, places)
         embedded = self.dropout(embedded)
         if state is not None:
             hidden = self.blocks(embedded, caches=state.caches)

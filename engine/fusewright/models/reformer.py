@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusewright import functional
 from fusewright.models.initialization import init_normal
-from fusewright.models.state import TextState
+from fusewright.models.state import HashedState
 from fusewright.nn import AxialPositionalEmbedding, LayerNorm, Linear, ReformerLayer, ReversibleSequence
 
 
@@ -75,24 +75,29 @@ class Reformer(nn.Module):
         tokens: Tensor,
         key_padding_mask: Tensor | None = None,
         *,
-        state: TextState | None = None,
+        state: HashedState | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
             key_padding_mask: (B, T) bool, True for padding.
-            state, lengths: see :class:`fusewright.generation.DecodingModel`. Buckets of a longer text are others, so
-                that it is read as a whole at every step.
+            state, lengths: see :class:`fusewright.generation.DecodingModel`. Sequences of one length are hashed once,
+                into the state's caches; of different lengths, the whole text is read again at every step.
         """
         if state is None:
             return self.head(self.hidden(tokens, key_padding_mask))
         places = state.append(tokens, lengths)
+        if state.caches is not None:
+            embedded = self.positions(self.tokens(tokens), state.caches[0].length)
+            return self.head(self.norm(self.blocks.with_caches(embedded, state.caches)))
         # Padding lies behind, where causal attention does not look.
         hidden = self.hidden(state.tokens[:, : int(places.max()) + 1])
         return self.head(hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])))
 
-    def make_state(self, batch_size: int, capacity: int) -> TextState:
-        return TextState(batch_size, capacity, self.tokens.weight.device)
+    def make_state(self, batch_size: int, capacity: int) -> HashedState:
+        layers = (module for module in self.modules() if isinstance(module, ReformerLayer))
+        caches = [layer.attention.make_cache(batch_size, capacity) for layer in layers]
+        return HashedState(batch_size, capacity, caches, self.tokens.weight.device)
 
     def loss(self, tokens: Tensor, targets: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of ``targets`` (B, T), -100 for none, without the logits of all positions at once."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusewright.nn import KeyValueCache, RollingKeyValueCache
+from fusewright.nn import KeyValueCache, LSHCache, RollingKeyValueCache
 from fusewright_kernels.checks import value_error
 
 
@@ -75,19 +75,21 @@ class RecurrentState:
         self.memory_padding = None if self.memory_padding is None else self.memory_padding[rows]
 
 
-class TextState:
-    """The tokens so far, for a model that keeps nothing else and reads them all again.
+class HashedState:
+    """A cache for each layer of LSH attention, for sequences of one length, and the tokens, for others.
 
     Attributes:
         tokens: (B, capacity) int64, what lies behind a sequence is padding.
         lengths: (B,) int64.
+        caches: None once lengths have differed: the tokens are read again then.
     """
 
     longest_step: int | None = None
 
-    def __init__(self, batch_size: int, capacity: int, device: torch.device) -> None:
+    def __init__(self, batch_size: int, capacity: int, caches: Sequence[LSHCache], device: torch.device) -> None:
         self.tokens = torch.zeros(batch_size, capacity, dtype=torch.int64, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.caches: list[LSHCache] | None = list(caches)
 
     def append(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
         """Add the first ``lengths[b]`` of ``tokens`` (B, T), all by default; returns their places (B, T)."""
@@ -96,10 +98,14 @@ class TextState:
             raise value_error("the text's length", int(places.max()) + 1, f"at most {self.tokens.shape[1]}")
         self.tokens.scatter_(1, places, tokens.long())
         self.lengths = self.lengths + (tokens.shape[1] if lengths is None else lengths)
+        if lengths is not None and bool((lengths != tokens.shape[1]).any()):
+            self.caches = None
         return places
 
     def select(self, rows: Tensor) -> None:
         self.tokens, self.lengths = self.tokens[rows], self.lengths[rows]
+        for cache in self.caches or ():
+            cache.select(rows)
 
 
 def positions_of(tokens: Tensor, first: Tensor | int) -> Tensor:

@@ -89,5 +89,11 @@ class LSHCache:
         vectors, values = (tensor[:, :, : self.length] for tensor in (self._query_key, self._value))
         return vectors, values, self._buckets[..., : self.length]
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with sequences ``rows`` (n,), each as often as it is named, as a beam search does."""
+        self._query_key, self._value, self._buckets = (
+            tensor[rows] for tensor in (self._query_key, self._value, self._buckets)
+        )
+
     def reset(self) -> None:
         self.length = 0

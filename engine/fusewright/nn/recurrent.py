@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fusewright import functional
-from fusewright.nn.recurrent_layers import Layer, fused_layer, run_layers
-from fusewright_kernels.recurrent.op import Variation, varied_recurrent
+from fusewright.nn.recurrent_layers import Layer, fused_layer, one_by_one, run_layers
+from fusewright_kernels.recurrent.op import Variation, Weights, varied_recurrent
 
 State = Any  # a tensor; for an LSTM a pair of them
 
@@ -97,18 +97,15 @@ class _Layers(nn.RNNBase):
     def _varied_layer(self, lengths: Tensor | None, resets: Tensor | None) -> Layer:
         weights, suffixes = self._weights(), self._suffixes()
 
-        def layer(index: int, input: Tensor, states: tuple[Tensor, ...], reverse: bool) -> tuple[Tensor, ...]:
+        def direction(index: int, input: Tensor, states: tuple[Tensor, ...], reverse: bool) -> tuple[Tensor, ...]:
             extras: dict[str, Any] = {name: getattr(self, name + suffixes[index]) for name in self._extras}
             variation = Variation(**extras, zoneout_hidden=self.zoneout[0], zoneout_cell=self.zoneout[-1])
-            weight_ih, weight_hh, *rest = weights[index]
-            weight_hr = rest.pop() if self.proj_size > 0 else None
-            bias_ih, bias_hh = rest if self.bias else (None, None)
             return varied_recurrent(
                 self.mode.lower(), variation, self.training, input, states[0], states[1] if len(states) > 1 else None,
-                weight_ih, weight_hh, bias_ih, bias_hh, weight_hr, lengths, resets, reverse,
+                Weights.listed(weights[index], self.proj_size > 0), lengths, resets, reverse,
             )  # fmt: skip
 
-        return layer
+        return one_by_one(direction)
 
     def forward(
         self,
@@ -140,7 +137,7 @@ class _Layers(nn.RNNBase):
         if hx is None:
             states = self._zeros(input, input.size(batch_dim))
         else:
-            states = tuple(hx) if self.mode == "LSTM" else (hx,)
+            states = self._states(hx)
             self._check_rank(states, batched)
             states = states if batched else tuple(state.unsqueeze(1) for state in states)
         given: Any = states if self.mode == "LSTM" else states[0]
@@ -161,7 +158,7 @@ class _Layers(nn.RNNBase):
         if hx is None:
             states = self._zeros(data, batch)
         else:
-            states = tuple(hx) if self.mode == "LSTM" else (hx,)
+            states = self._states(hx)
             # Sequences are packed by length; the states come in the caller's order.
             if sorted_indices is not None:
                 states = tuple(state.index_select(1, sorted_indices) for state in states)
@@ -189,6 +186,13 @@ class _Layers(nn.RNNBase):
         layers = self.num_layers * (2 if self.bidirectional else 1)
         h = input.new_zeros((layers, batch, self.proj_size or self.hidden_size))
         return (h, input.new_zeros((layers, batch, self.hidden_size))) if self.mode == "LSTM" else (h,)
+
+    def _states(self, hx: State) -> tuple[Tensor, ...]:
+        if self.mode != "LSTM":
+            return (hx,)
+        if len(hx) != 2:
+            raise RuntimeError("lstm expects two hidden states")  # as torch words it
+        return tuple(hx)
 
     def _check_rank(self, states: tuple[Tensor, ...], batched: bool) -> None:
         expected = 3 if batched else 2
@@ -295,7 +299,7 @@ class LSTMCell(nn.LSTMCell):
     """:class:`torch.nn.LSTMCell` on a fused step."""
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        _check_cell(self, input, tuple(hx or ()))
+        _check_cell(self, input, () if hx is None else tuple(hx))
         return functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
 
 

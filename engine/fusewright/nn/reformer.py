@@ -109,3 +109,7 @@ class ReformerLayer(ReversibleBlock):
             _Normalized(embed_dim, attend, layer_norm_eps, device, dtype),
             _Normalized(embed_dim, feed_forward, layer_norm_eps, device, dtype),
         )
+
+    @property
+    def attention(self) -> LSHSelfAttention:
+        return self.f.sublayer  # type: ignore[return-value]

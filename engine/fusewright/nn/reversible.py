@@ -67,8 +67,18 @@ class ReversibleSequence(nn.Module):
             y1 = y2 = stream
             for block in self.blocks:
                 y1, y2 = block(y1, y2, *args, **kwargs)
+        return self._merged(y1, y2, hidden.dtype)
+
+    def with_caches(self, hidden: Tensor, caches: Sequence[Any]) -> Tensor:
+        """The forward without a gradient in which ``f`` of block i takes ``cache=caches[i]``, as in decoding."""
+        y1 = y2 = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        for block, cache in zip(self.blocks, caches, strict=True):
+            y1, y2 = block(y1, y2, cache=cache)
+        return self._merged(y1, y2, hidden.dtype)
+
+    def _merged(self, y1: Tensor, y2: Tensor, dtype: torch.dtype) -> Tensor:
         merged = (y1 + y2) / 2 if self.merge == "mean" else torch.cat([y1, y2], dim=-1)
-        return merged.to(hidden.dtype)
+        return merged.to(dtype)
 
     def extra_repr(self) -> str:
         return f"merge={self.merge!r}"

@@ -9,7 +9,7 @@ Imports only where Triton is installed.
 import triton
 import triton.language as tl
 
-from fusewright_kernels.triton_primitives import row_offsets, to_dtype
+from fusewright_kernels.triton_primitives import row_offsets, sigmoid, to_dtype
 
 _NOT_SPECIALIZED = ["M"]
 
@@ -18,15 +18,6 @@ _INVERSE_ROOT_TWO_PI = tl.constexpr(0.3989422804014327)
 # Hendrycks and Gimpel's approximation is z * sigmoid(SCALE * (z + CUBE * z^3)).
 _TANH_SCALE = tl.constexpr(1.5957691216057308)
 _TANH_CUBE = tl.constexpr(0.044715)
-
-
-@triton.jit
-def sigmoid(b_x):
-    """Value and derivative, in which nothing cancels."""
-    b_e = tl.exp(-tl.abs(b_x))
-    b_of_magnitude = 1.0 / (1.0 + b_e)
-    b_of_opposite = b_e * b_of_magnitude
-    return tl.where(b_x < 0.0, b_of_opposite, b_of_magnitude), b_of_opposite * b_of_magnitude
 
 
 @triton.jit

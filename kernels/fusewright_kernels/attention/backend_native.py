@@ -1,9 +1,11 @@
 """What the compiled attention kernels take, and when they are there. They attach to the ops from C++.
 
-Those for CUDA are Hopper's: which calls of the backend ``cuda`` they take shows in the sizes and addresses of a call.
+Which calls the CUDA kernels take shows in the sizes and addresses of a call, too: those of the forward are there for
+Hopper and for others since sm_80, those of the backward for Hopper alone.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,41 +31,46 @@ def refuse_cpu(call: Call) -> str | None:
 
 
 def refuse_cuda(call: Call) -> str | None:
-    return _refuse_cuda(call) or _refuse_devices((9,))
-
-
-def refuse_cuda_decode(call: Call) -> str | None:
-    return _refuse_cuda(call) or _refuse_devices((8, 9))
-
-
-def _refuse_cuda(call: Call) -> str | None:
     if call.device_type != "cuda":
         return f"tensors are on {call.device_type}"
     if call.dtypes[0] not in LOW_PRECISION:
         return f"dtype {call.dtypes[0]} has no compiled kernel"
-    return native.cuda_unavailable_reason()
+    return native.cuda_unavailable_reason() or _refuse_devices()
 
 
 @functools.cache
-def _refuse_devices(generations: tuple[int, ...]) -> str | None:
-    """Of the ninth only Hopper: its kernels run on nothing else, and it runs no others."""
+def _refuse_devices() -> str | None:
+    """Of the ninth generation only Hopper: its kernels run on nothing else, and it runs no others."""
     for device in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(device)
-        if capability[0] not in generations or (capability[0] == _HOPPER[0] and capability != _HOPPER):
-            needed = " or ".join("9.0" if generation == 9 else f"{generation}.x" for generation in generations)
-            return f"a device has compute capability {capability[0]}.{capability[1]}, the kernels need {needed}"
+        if capability[0] != 8 and capability != _HOPPER:
+            return f"a device has compute capability {capability[0]}.{capability[1]}, the kernels need 8.x or 9.0"
     return None
 
 
-def backend_of(backend: str, forced: bool, arguments: tuple[Any, ...]) -> str:
+@functools.cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == _HOPPER
+
+
+def forward_backend_of(backend: str, forced: bool, arguments: tuple[Any, ...]) -> str:
     """The backend that serves these arguments of ``attention_forward``, of which dispatch chose ``backend``.
 
     Raises:
-        dispatch.RefusedBackendError: ``forced`` and Hopper's kernels do not take the call.
+        dispatch.RefusedBackendError: ``forced`` and no CUDA kernel takes the call.
     """
+    return _backend_of(refuse_forward, backend, forced, arguments)
+
+
+def backward_backend_of(backend: str, forced: bool, arguments: tuple[Any, ...]) -> str:
+    """:func:`forward_backend_of` for ``attention_backward``; ``arguments`` are those of the forward."""
+    return _backend_of(refuse_backward, backend, forced, arguments)
+
+
+def _backend_of(refuse: Callable[..., str | None], backend: str, forced: bool, arguments: tuple[Any, ...]) -> str:
     if backend != "cuda":
         return backend
-    reason = refuse_hopper(*arguments)
+    reason = refuse(*arguments)
     if reason is None:
         return backend
     query, mask = arguments[0], arguments[3]
@@ -93,14 +100,14 @@ def refuse_decode(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> str 
     batch, heads, queries, _ = query.shape
     if min(batch, heads, queries) < 1 or max(batch, heads * queries) > _MOST_BLOCKS:
         return f"query.shape is {tuple(query.shape)}, it takes none that is empty or has more than {_MOST_BLOCKS} rows"
-    if not all(_has_aligned_rows(tensor) for tensor in (query, key_cache, value_cache)):
+    if not all(_is_aligned(tensor, tensor.stride()[:3]) for tensor in (query, key_cache, value_cache)):
         return f"rows of query or cache do not begin at multiples of {_ALIGNMENT} bytes"
     return None
 
 
-def _has_aligned_rows(tensor: Tensor) -> bool:
-    steps = [step * tensor.element_size() for step in tensor.stride()[:3]]
-    return tensor.data_ptr() % _ALIGNMENT == 0 and all(step % _ALIGNMENT == 0 for step in steps)
+def _is_aligned(tensor: Tensor, strides: Sequence[int]) -> bool:
+    size = tensor.element_size()
+    return tensor.data_ptr() % _ALIGNMENT == 0 and all(step * size % _ALIGNMENT == 0 for step in strides)
 
 
 def backward_overload(backend: str) -> torch._ops.OpOverload:
@@ -109,7 +116,7 @@ def backward_overload(backend: str) -> torch._ops.OpOverload:
     return library.overload("attention_backward_ordered" if ordered else "attention_backward", backend)
 
 
-def refuse_hopper(
+def refuse_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -126,7 +133,7 @@ def refuse_hopper(
     dropout_p: float,
     *window: int | bool,
 ) -> str | None:
-    """Why Hopper's kernels do not take the call, as ``csrc/cuda/attention/attention.cu`` says, or None.
+    """Why no CUDA kernel takes the call, as ``csrc/cuda/attention/attention.cu`` says, or None.
 
     A traced graph is not theirs: it does not know the addresses that tensors will have.
     """
@@ -134,7 +141,6 @@ def refuse_hopper(
         return _TRACED
     extras = {
         "mask": mask, "pattern": block_mask, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout": seed,
-        "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k,
     }  # fmt: skip
     given = [name for name, extra in extras.items() if extra is not None]
     if softcap != 0.0:
@@ -149,9 +155,31 @@ def refuse_hopper(
     if min(*query.shape, *key.shape) < 1 or max(query.shape[:2]) > _MOST_BLOCKS:
         shapes = f"query.shape is {tuple(query.shape)} and key.shape {tuple(key.shape)}"
         return f"{shapes}, it takes none that is empty or has more than {_MOST_BLOCKS} batches or heads"
-    if not all(_takes_tensor_map(tensor) for tensor in (query, key, value)):
-        return f"rows of query, key or value do not begin at multiples of {_ALIGNMENT} bytes, or repeat"
+    if not all(_is_aligned(tensor, _used_strides(tensor)) for tensor in (query, key, value)):
+        return f"rows of query, key or value do not begin at multiples of {_ALIGNMENT} bytes"
+    return None if cu_seqlens_q is None else _refuse_tensor_copies("cu_seqlens_q", query, key, value)
+
+
+def refuse_backward(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> str | None:
+    """:func:`refuse_forward` for the backward, which is Hopper's."""
+    cu_seqlens_q = others[5]
+    if cu_seqlens_q is not None:
+        return "its backward has no cu_seqlens_q"
+    return refuse_forward(query, key, value, *others) or _refuse_tensor_copies("its backward", query, key, value)
+
+
+def _refuse_tensor_copies(what: str, *tensors: Tensor) -> str | None:
+    """Why Hopper's kernels, whose tensor copies take no row twice, do not take ``what``, or None."""
+    if tensors[0].is_cuda and not _is_hopper(tensors[0].device):
+        return f"{what} needs a device of compute capability 9.0"
+    if not all(min(_used_strides(tensor), default=1) > 0 for tensor in tensors):
+        return f"{what} takes no query, key or value whose rows repeat"
     return None
+
+
+def _used_strides(tensor: Tensor) -> list[int]:
+    """Those that lead from row to row: not that of a dimension of one."""
+    return [step for size, step in zip(tensor.shape[:3], tensor.stride(), strict=False) if size > 1]
 
 
 def _refuse_widths(query: Tensor, value: Tensor) -> str | None:
@@ -159,10 +187,3 @@ def _refuse_widths(query: Tensor, value: Tensor) -> str | None:
     if all(_WIDTH_STEP <= width <= _WIDEST and width % _WIDTH_STEP == 0 for width in widths):
         return None
     return f"head dimensions are {widths[0]} and {widths[1]}, it takes multiples of {_WIDTH_STEP} up to {_WIDEST}"
-
-
-def _takes_tensor_map(tensor: Tensor) -> bool:
-    if tensor.data_ptr() % _ALIGNMENT != 0:
-        return False
-    steps = [step for size, step in zip(tensor.shape[:3], tensor.stride(), strict=False) if size > 1]
-    return all(step > 0 and step * tensor.element_size() % _ALIGNMENT == 0 for step in steps)

@@ -11,7 +11,7 @@ from fusewright_kernels.rotary.op import rotary_embedding
 dispatch.register(
     "attention_decode",
     {
-        "cuda": backend_native.refuse_cuda_decode,
+        "cuda": backend_native.refuse_cuda,
         "triton": backend_triton_decode.refuse,
         "cpu": backend_native.refuse_cpu,
     },

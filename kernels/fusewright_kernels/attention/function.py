@@ -50,7 +50,7 @@ class Attention(torch.autograd.Function):
             query, key, value, mask, block_mask, alibi_slopes, sinks, seed, cu_seqlens_q, cu_seqlens_k,
             block_size, scale, softcap, dropout_p, window_left, window_right, bottom_right,
         )  # fmt: skip
-        overload = library.overload("attention_forward", backend_native.backend_of(backend, forced, arguments))
+        overload = library.overload("attention_forward", backend_native.forward_backend_of(backend, forced, arguments))
         output, statistics = overload(*arguments)
         return output, statistics, log_sum_exp(statistics) if return_lse else None
 
@@ -115,7 +115,9 @@ def _unbatched(query: Tensor, batch_dim: int | None) -> int:
 
 def _backward(backend: str, forced: bool, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """``attention_backward`` of ``arguments`` as ``backend`` runs it, or the one that serves them."""
-    return backend_native.backward_overload(backend_native.backend_of(backend, forced, arguments[4:-5]))(*arguments)
+    return backend_native.backward_overload(backend_native.backward_backend_of(backend, forced, arguments[4:-5]))(
+        *arguments
+    )
 
 
 class AttentionBackward(torch.autograd.Function):

@@ -144,6 +144,6 @@ def _attention(
     if autograd.derivative_possible(query, key, value, mask, sinks):
         output, _, lse = autograd.apply(Attention, *arguments, return_lse, chosen, forced)
         return output, lse
-    overload = library.overload("attention_forward", backend_native.backend_of(chosen, forced, arguments))
+    overload = library.overload("attention_forward", backend_native.forward_backend_of(chosen, forced, arguments))
     output, statistics = overload(*arguments)
     return output, backend_reference.log_sum_exp(statistics) if return_lse else None

@@ -30,7 +30,7 @@ def _sequence_of(cu_seqlens: Tensor, length: int) -> tuple[Tensor, Tensor]:
     ends = cu_seqlens[1:].to(torch.int64)
     sequence = torch.searchsorted(ends, positions, right=True)
     within = positions - torch.cat([cu_seqlens.to(torch.int64), ends[-1:]])[sequence]
-    return torch.where(positions < ends[-1], sequence, -1), within
+    return torch.where(positions < cu_seqlens[-1], sequence, -1), within
 
 
 def relative_positions(

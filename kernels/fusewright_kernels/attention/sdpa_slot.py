@@ -4,6 +4,7 @@ A slot saves one log-sum-exp per row, our backward takes a reference r and the s
 is such an r, with the sum 1.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,11 +25,11 @@ def _arguments(
     return (query, key, value, mask, *(None,) * 6, *numbers)
 
 
-def _backend(arguments: tuple[Any, ...]) -> str:
+def _backend(backend_of: Callable[[str, bool, tuple[Any, ...]], str], arguments: tuple[Any, ...]) -> str:
     query, mask = arguments[0], arguments[3]
     dtypes = (query.dtype,) if mask is None else (query.dtype, mask.dtype)
     chosen = dispatch.choose("attention", dispatch.device_type(query), dtypes, query.ndim)
-    return backend_native.backend_of(chosen, dispatch.FORCED_BACKEND is not None, arguments)
+    return backend_of(chosen, dispatch.FORCED_BACKEND is not None, arguments)
 
 
 def slot_forward(
@@ -39,7 +40,8 @@ def slot_forward(
     ``mask`` has 2 to 4 dimensions and broadcasts to (B, H, T, S). Without autograd.
     """
     arguments = _arguments(query, key, value, mask, is_causal, scale)
-    output, statistics = library.overload("attention_forward", _backend(arguments))(*arguments)
+    backend = _backend(backend_native.forward_backend_of, arguments)
+    output, statistics = library.overload("attention_forward", backend)(*arguments)
     return output, backend_reference.log_sum_exp(statistics)
 
 
@@ -57,6 +59,6 @@ def slot_backward(
     """Gradients of query, key and value from the results of :func:`slot_forward`."""
     statistics = torch.stack((lse, (lse != -torch.inf).to(lse.dtype)))
     inputs = _arguments(query, key, value, mask, is_causal, scale)
-    overload = backend_native.backward_overload(_backend(inputs))
+    overload = backend_native.backward_overload(_backend(backend_native.backward_backend_of, inputs))
     gradients = overload(grad_output, None, output, statistics, *inputs, True, True, True, False, False)
     return gradients[0], gradients[1], gradients[2]

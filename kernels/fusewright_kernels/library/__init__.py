@@ -7,6 +7,7 @@ from fusewright_kernels.library import (  # noqa: F401  (they define schemas and
     activation,
     cross_entropy,
     dropout_add,
+    embedding,
     linear,
     linear_attention,
     linear_cross_entropy,

@@ -1,5 +1,6 @@
 """Schemas of the recurrent layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,26 +29,36 @@ _RECURRENT_INPUTS = (
 )
 
 
-def saved_states(input: Tensor, hidden: int, cell: str, save: bool) -> tuple[Tensor, Tensor]:
-    """Empty ``gates`` and ``cells`` of a layer of ``hidden`` units."""
+def saved_states(
+    input: Tensor, hidden: int, cell: str, save: bool, directions: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Empty ``gates`` and ``cells`` of a layer of ``hidden`` units; ``directions`` is (2,) where there are two."""
     cell_dtype = torch.promote_types(input.dtype, torch.float32)
-    steps, batch = input.shape[:2]
-    gates = input.new_empty((steps, batch, CELL_SAVED[cell] * hidden) if save else (0,))
-    cells = (steps, batch, hidden) if save and cell == "lstm" else (0,)
+    sizes = (*directions, *input.shape[:2])
+    gates = input.new_empty((*sizes, CELL_SAVED[cell] * hidden) if save else (0,))
+    cells = (*sizes, hidden) if save and cell == "lstm" else (0,)
     return gates, input.new_empty(cells, dtype=cell_dtype)
+
+
+def _forward_fake(
+    input: Tensor, h0: Tensor, c0: Tensor | None, weight_ih: Tensor, cell: str, save_states: bool
+) -> tuple[Tensor, ...]:
+    hidden = weight_ih.shape[0] // CELL_GATES[cell]
+    directions = tuple(h0.shape[:-2])
+    width = h0.shape[-1] * (2 if directions else 1)
+    return (
+        input.new_empty((*input.shape[:2], width)),
+        contiguous_like(h0),
+        input.new_empty((0,)) if c0 is None else contiguous_like(c0),
+        *saved_states(input, hidden, cell, save_states, directions),
+    )
 
 
 def _recurrent_forward_fake(
     input: Tensor, h0: Tensor, c0: Tensor | None, weight_ih: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
     *_, cell, _, save_states = arguments
-    hidden = weight_ih.shape[0] // CELL_GATES[cell]
-    return (
-        input.new_empty((*input.shape[:2], h0.shape[1])),
-        contiguous_like(h0),
-        input.new_empty((0,)) if c0 is None else contiguous_like(c0),
-        *saved_states(input, hidden, cell, save_states),
-    )
+    return _forward_fake(input, h0, c0, weight_ih, cell, save_states)
 
 
 define(
@@ -67,15 +78,21 @@ def _recurrent_backward_fake(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
     *arguments: Any,
 ) -> tuple[Tensor, ...]:
-    need_input, need_states, need_weights = arguments[-3:]
-    parameters = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    *parameters, _, _, _, _, need_input, need_states, need_weights = arguments
+    return _gradients_fake(input, h0, c0, parameters, need_input, need_states, need_weights)
+
+
+def _gradients_fake(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    parameters: Sequence[Tensor | None],
+    need_input: bool,
+    need_states: bool,
+    need_weights: bool,
+) -> tuple[Tensor, ...]:
     return (
         contiguous_like(input) if need_input else input.new_empty((0,)),
         contiguous_like(h0) if need_states else input.new_empty((0,)),
@@ -94,4 +111,56 @@ define(
     " -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh,"
     " Tensor grad_bias_ih, Tensor grad_bias_hh, Tensor grad_weight_hr)",
     _recurrent_backward_fake,
+)
+
+# bidirectional: a layer with both directions, the second one in reverse. States (2, B, ...), parameters of either
+# direction, output (T, B, 2 H or 2 P) with the directions next to each other; what is saved has them in front.
+
+_BIDIRECTIONAL_INPUTS = (
+    "Tensor input, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh,"
+    " Tensor? weight_hr, Tensor weight_ih_reverse, Tensor weight_hh_reverse, Tensor? bias_ih_reverse,"
+    " Tensor? bias_hh_reverse, Tensor? weight_hr_reverse, Tensor? lengths, Tensor? resets, str cell"
+)
+
+
+def _bidirectional_forward_fake(
+    input: Tensor, h0: Tensor, c0: Tensor | None, weight_ih: Tensor, *arguments: Any
+) -> tuple[Tensor, ...]:
+    *_, cell, save_states = arguments
+    return _forward_fake(input, h0, c0, weight_ih, cell, save_states)
+
+
+define(
+    "bidirectional_forward",
+    f"({_BIDIRECTIONAL_INPUTS}, bool save_states)"
+    " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)",
+    _bidirectional_forward_fake,
+)
+
+
+def _bidirectional_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    *arguments: Any,
+) -> tuple[Tensor, ...]:
+    *parameters, _, _, _, need_input, need_states, need_weights = arguments
+    return _gradients_fake(input, h0, c0, parameters, need_input, need_states, need_weights)
+
+
+define(
+    "bidirectional_backward",
+    "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, Tensor gates, Tensor cells,"
+    f" {_BIDIRECTIONAL_INPUTS}, bool need_input, bool need_states, bool need_weights)"
+    " -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh,"
+    " Tensor grad_bias_ih, Tensor grad_bias_hh, Tensor grad_weight_hr, Tensor grad_weight_ih_reverse,"
+    " Tensor grad_weight_hh_reverse, Tensor grad_bias_ih_reverse, Tensor grad_bias_hh_reverse,"
+    " Tensor grad_weight_hr_reverse)",
+    _bidirectional_backward_fake,
 )

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from fusewright_kernels import autograd, cpu_kernels, dispatch, library
 from fusewright_kernels.checks import floating_tensor, same_device, type_error, value_error
-from fusewright_kernels.linear_attention import backend_reference, reference
+from fusewright_kernels.linear_attention import backend_reference, backend_triton, reference
 from fusewright_kernels.linear_attention.function import LinearAttention
 
 FEATURE_MAPS = {"elu": reference.ELU, "identity": reference.IDENTITY}
 
 backend_reference.attach()
-dispatch.register("linear_attention", {"cpu": cpu_kernels.refuse})
+dispatch.register("linear_attention", {"triton": backend_triton.refuse, "cpu": cpu_kernels.refuse})
 
 
 def linear_attention(

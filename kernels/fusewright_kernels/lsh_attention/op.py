@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusewright_kernels import autograd, cpu_kernels, dispatch, library, philox
+from fusewright_kernels import autograd, cpu_kernels, dispatch, library, philox, row_kernels
 from fusewright_kernels.checks import probability, value_error
 from fusewright_kernels.checks import seed as check_seed
 from fusewright_kernels.lsh_attention import backend_reference, backend_triton, checks, decode
@@ -15,6 +15,10 @@ from fusewright_kernels.lsh_attention.reference import default_buckets
 
 backend_reference.attach()
 dispatch.register("lsh_attention", {"triton": backend_triton.refuse, "cpu": cpu_kernels.refuse})
+# Hashing and sorting, which have kernels in CUDA C++ where the attention has none.
+dispatch.register(
+    "lsh_hash", {"cuda": row_kernels.refuse_cuda, "triton": backend_triton.refuse, "cpu": cpu_kernels.refuse}
+)
 
 
 def lsh_hash(
@@ -24,11 +28,11 @@ def lsh_hash(
     checks.operand("vectors", vectors)
     factors = checks.rotations(rotations, vectors)
     mask = checks.key_padding_mask(key_padding_mask, vectors)
-    return _hash(vectors, factors, mask, _backend(vectors, backend))
+    return _hash(vectors, factors, mask, _backend("lsh_hash", vectors, backend))
 
 
-def _backend(vectors: Tensor, forced: str | None) -> str:
-    return dispatch.choose("lsh_attention", vectors.device.type, (vectors.dtype,), vectors.ndim, forced)
+def _backend(op: str, vectors: Tensor, forced: str | None) -> str:
+    return dispatch.choose(op, vectors.device.type, (vectors.dtype,), vectors.ndim, forced)
 
 
 def _hash(vectors: Tensor, rotations: list[Tensor], key_padding_mask: Tensor | None, backend: str) -> Tensor:
@@ -82,7 +86,7 @@ def lsh_attention(
         checks.buckets(buckets, query_key, largest_bucket)
     query_key, value = (autograd.low_precision_under_autocast(tensor) for tensor in (query_key, value))
     query_key, value = _unit_stride(query_key), _unit_stride(value)
-    chosen = _backend(query_key, backend)
+    chosen = _backend("lsh_attention", query_key, backend)
     length = query_key.shape[2]
     seed_on_device = None
     if length <= chunk_length and attend_across_buckets:
@@ -93,14 +97,15 @@ def lsh_attention(
         chunk_length = max(1, length)
     else:
         chunk_length = max(1, min(chunk_length, length))
+        hashing = _backend("lsh_hash", query_key, backend)
         if buckets is None:
             if factors is None:
                 seed_on_device = philox.seed_tensor(seed, query_key.device)
                 sizes = sizes or default_buckets(length, chunk_length)
                 factors = draw_rotations(seed_on_device, query_key.shape[1], query_key.shape[3], n_hashes, sizes)
-            buckets = _hash(query_key, factors, mask, chosen)
+            buckets = _hash(query_key, factors, mask, hashing)
             largest_bucket = math.prod([2 * factor.shape[3] for factor in factors])
-        order = library.overload("lsh_sort", chosen)(buckets.contiguous(), largest_bucket + 1)
+        order = library.overload("lsh_sort", hashing)(buckets.contiguous(), largest_bucket + 1)
     if dropout_p > 0.0 and seed_on_device is None:
         seed_on_device = philox.seed_tensor(seed, query_key.device)
     arguments = (
@@ -143,7 +148,7 @@ def lsh_decode_attention(
     checks.buckets(buckets, query_key, checks.LONGEST - 1)
     return decode.lsh_decode_attention(
         query_key, value, buckets, chunk_length, chunks_before, chunks_after, mask, scale, attend_across_buckets,
-        allow_duplicates, return_lse, _backend(query_key, backend),
+        allow_duplicates, return_lse, _backend("lsh_attention", query_key, backend),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from fusewright_kernels.dispatch import Call
 
 
 def refuse_projection(call: Call) -> str | None:
-    return "a projection of the hidden state (weight_hr) has no compiled kernel"
+    return "a projection of the hidden state (weight_hr) has no CUDA kernel"
 
 
 def refuse_cuda(call: Call) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fusewright_kernels import library
 from fusewright_kernels.recurrent import reference
+from fusewright_kernels.recurrent.layer import backward_inputs_of, inputs_of, joined, joined_gradients
 
 
 def recurrent_forward(input: Tensor, h0: Tensor, c0: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
@@ -40,6 +41,15 @@ def recurrent_backward(
     )
 
 
+def bidirectional_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, save_states = arguments
+    return joined(*(recurrent_forward(*own, save_states) for own in inputs_of(*inputs)))
+
+
+def bidirectional_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    return joined_gradients(*(recurrent_backward(*own) for own in backward_inputs_of(*arguments)))
+
+
 def attach() -> None:
-    for op in (recurrent_forward, recurrent_backward):
+    for op in (recurrent_forward, recurrent_backward, bidirectional_forward, bidirectional_backward):
         library.attach_reference(op.__name__, op)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels.checks import FLOATING, floating_tensor, same_device, type_error, value_error
+from fusewright_kernels.recurrent.layer import Weights
 
 
 def operands(
@@ -11,16 +12,12 @@ def operands(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    weights: Weights,
 ) -> None:
     """Types, devices and shapes of one layer: input (T, B, I), ``gates`` gates; sizes as in the op's schema."""
     # One pass for calls that are in order, which pay for every microsecond; what is wrong is told below.
-    tensors = (input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    if _alike(tensors) and input.ndim == 3 and weight_hh.ndim == 2:
+    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
+    if _alike((input, h0, c0, *weights)) and input.ndim == 3 and weight_hh.ndim == 2:
         rows, state = weight_hh.shape
         batch, width = input.shape[1:]
         hidden = rows // gates
@@ -34,7 +31,7 @@ def operands(
             and (bias_ih is None or bias_hh is None or bias_ih.shape == bias_hh.shape == (rows,))
         ):
             return
-    _refuse_operands(gates, *tensors)
+    _refuse_operands(gates, input, h0, c0, weights)
 
 
 def _alike(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -59,17 +56,11 @@ def _refuse_operands(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    weights: Weights,
 ) -> None:
     floating_tensor("input", input)
-    named = {
-        "h0": h0, "c0": c0, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh,
-        "weight_hr": weight_hr,
-    }  # fmt: skip
+    weight_ih, weight_hh, bias_ih, bias_hh, weight_hr = weights
+    named = {"h0": h0, "c0": c0, **weights._asdict()}
     for name, tensor in named.items():
         if tensor is None:
             continue

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fusewright_kernels.recurrent import reference
+from fusewright_kernels.recurrent.layer import Weights
 
 _EPS = 1e-5
 
@@ -34,11 +35,7 @@ def run(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    weight_hr: Tensor | None,
+    weights: Weights,
     lengths: Tensor | None,
     resets: Tensor | None,
     cell: str,
@@ -47,7 +44,7 @@ def run(
     """Output (T, B, H or P), h_n and an LSTM's c_n; arguments as in the op's schema."""
     dtype = torch.promote_types(input.dtype, torch.float32)
     variation = variation._replace(**{name: reference.wide(getattr(variation, name))[0] for name in _TENSORS})
-    h, c, w_ih, w_hh, b_ih, b_hh, w_hr = reference.wide(h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    h, c, w_ih, w_hh, b_ih, b_hh, w_hr = reference.wide(h0, c0, *weights)
     zero = h.new_zeros(())
     outputs: list[Tensor] = []
     for t in reference.order(input.shape[0], reverse):

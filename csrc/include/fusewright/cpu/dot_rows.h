@@ -45,9 +45,9 @@ FUSEWRIGHT_ALWAYS_INLINE void multiply_rows(const T* weights, const Stored<T>* i
   for (int r = 0; r < Inputs; ++r) sums[r * lanes] = sum[r];
 }
 
-// c[r][l] = the sum over the width of row r and of weight row l, for `rows` rows and lanes l of which `count` have a row
-// of weights. Rows of input are zero from their width to the end of a vector. Each sum is made alike, whatever stands
-// beside it.
+// c[r][l] = the sum over the width of row r and of weight row l, for `rows` rows and lanes l of which `count` have a
+// row of weights. Rows of input are zero from their width to the end of a vector. Each sum is made alike, whatever
+// stands beside it.
 template <class T, int Inputs = dot_inputs>
 inline void dot_rows(int64_t rows, int64_t elements, const Stored<T>* inputs, int64_t input_stride, const T* weights,
                      int64_t weight_stride, int64_t count, Lanes c) {

@@ -7,6 +7,7 @@
 #include "fusewright/activation.h"
 #include "fusewright/attention.h"
 #include "fusewright/cross_entropy.h"
+#include "fusewright/embedding.h"
 #include "fusewright/few_rows_linear.h"
 #include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
@@ -56,6 +57,11 @@ struct CpuKernels {
                              float* bias_sums);
 
   void (*dropout_add)(const DropoutAddParams& params, int64_t begin, int64_t end);
+
+  void (*embedding_forward)(const EmbeddingForwardParams& params, int64_t begin, int64_t end);
+  // Rows [begin, end) of the gradient, `count` columns from `column` on.
+  void (*embedding_backward)(const EmbeddingBackwardParams& params, int64_t begin, int64_t end, int64_t column,
+                             int64_t count);
 
   // The input in the form that products take, in so many bytes; then output columns [begin, end) of all rows.
   int64_t (*few_rows_linear_scratch)(const FewRowsLinearParams& params);
@@ -123,9 +129,9 @@ struct CpuKernels {
   int64_t (*recurrent_forward_shared)(const RecurrentForwardParams& params);
   int64_t (*recurrent_forward_scratch)(const RecurrentForwardParams& params, int64_t member, int64_t members);
   void (*recurrent_forward)(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
-  // Elements of a row of gate gradients, and their type, for tensors of `dtype`. Products read up to 15 rows behind
-  // the last one.
-  int64_t (*recurrent_gradient_stride)(const RecurrentBackwardParams& params);
+  // Elements of a row of `columns` gradients that a later step multiplies, and their type, for tensors of `dtype`.
+  // Products read up to 15 rows behind the last one.
+  int64_t (*recurrent_gradient_stride)(DataType dtype, int64_t columns);
   DataType (*recurrent_gradient_type)(DataType dtype);
   int64_t (*recurrent_backward_scratch)(const RecurrentBackwardParams& params, int64_t member, int64_t members);
   void (*recurrent_backward)(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);

@@ -4,6 +4,7 @@
 #include "fusewright/activation.h"
 #include "fusewright/attention.h"
 #include "fusewright/cross_entropy.h"
+#include "fusewright/embedding.h"
 #include "fusewright/few_rows_linear.h"
 #include "fusewright/linear_attention.h"
 #include "fusewright/lsh_attention.h"
@@ -31,6 +32,9 @@ void bias_gelu_forward(const BiasGeluForwardParams& params, const float* bias, i
 void bias_gelu_backward(const BiasGeluBackwardParams& params, const float* bias, int64_t begin, int64_t end,
                         float* bias_sums);
 void dropout_add(const DropoutAddParams& params, int64_t begin, int64_t end);
+void embedding_forward(const EmbeddingForwardParams& params, int64_t begin, int64_t end);
+void embedding_backward(const EmbeddingBackwardParams& params, int64_t begin, int64_t end, int64_t column,
+                        int64_t count);
 int64_t few_rows_linear_scratch(const FewRowsLinearParams& params);
 void few_rows_linear_pack(const FewRowsLinearParams& params, void* packed);
 void few_rows_linear(const FewRowsLinearParams& params, const void* packed, int64_t begin, int64_t end);
@@ -74,7 +78,7 @@ void lsh_backward_finish(const LshBackwardParams& params, int64_t batch, int64_t
 int64_t recurrent_forward_shared(const RecurrentForwardParams& params);
 int64_t recurrent_forward_scratch(const RecurrentForwardParams& params, int64_t member, int64_t members);
 void recurrent_forward(const RecurrentForwardParams& params, Team& team, int64_t member, void* scratch);
-int64_t recurrent_gradient_stride(const RecurrentBackwardParams& params);
+int64_t recurrent_gradient_stride(DataType dtype, int64_t columns);
 DataType recurrent_gradient_type(DataType dtype);
 int64_t recurrent_backward_scratch(const RecurrentBackwardParams& params, int64_t member, int64_t members);
 void recurrent_backward(const RecurrentBackwardParams& params, Team& team, int64_t member, void* scratch);

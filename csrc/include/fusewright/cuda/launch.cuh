@@ -23,6 +23,7 @@ inline dim3 grid_of(int64_t blocks) {
 __device__ __forceinline__ int64_t block_index() { return static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x; }
 
 struct DeviceLimits {
+  int generation = 0;  // the major number of the compute capability
   int multiprocessors = 0;
   int shared_bytes = 0;  // dynamic shared memory a block may ask for
 };
@@ -30,6 +31,9 @@ struct DeviceLimits {
 inline cudaError_t query_device(DeviceLimits& limits) {
   int device = 0;
   cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&limits.generation, cudaDevAttrComputeCapabilityMajor, device);
+  }
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device);
   }

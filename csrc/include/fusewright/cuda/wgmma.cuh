@@ -14,16 +14,11 @@
 #include <type_traits>
 
 #include "fusewright/cuda/mbarrier.cuh"
+#include "fusewright/cuda/slab.cuh"
 
 namespace fusewright::cuda {
 
 constexpr int warpgroup_size = 128;
-
-// Bytes of a row of a tile in shared memory: 64 16-bit elements, in the 128-byte swizzle of tensor_map.cuh. A wider
-// tile is several such slabs, one behind the other.
-constexpr int slab_row_bytes = 128;
-constexpr int slab_columns = 64;
-constexpr int swizzle_rows = 8;
 
 // The 18 address bits that a descriptor has, without the lowest four.
 __device__ __forceinline__ uint64_t descriptor_address(const void* shared) {

@@ -16,9 +16,10 @@ from fusewright_kernels.recurrent import reference
 OPS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEATURES = ("no_bias", "reverse", "lengths", "resets")
+PROJECTION = "projection"  # of the hidden state to half its width: an LSTM's
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 _LEAVES = ("input", "h0", "c0", *_PARAMETERS)
 _SIZES = ((1, 3, 5, 7), (7, 1, 40, 65), (20, 17, 33, 100), (3, 50, 100, 128), (64, 4, 32, 32))
 
@@ -43,6 +44,7 @@ class RecurrentCase:
         generator = generator_of(self.id)
         steps, batch, width, hidden = self.sizes
         gates = _GATES[self.op] * hidden
+        state = hidden if PROJECTION not in self.features else (hidden + 1) // 2
 
         def normal(*size: int) -> Tensor:
             return torch.randn(*size, generator=generator, dtype=torch.float64).to(self.dtype)
@@ -50,12 +52,14 @@ class RecurrentCase:
         def uniform(*size: int) -> Tensor:
             return (torch.rand(*size, generator=generator, dtype=torch.float64) * 2.0 - 1.0) / hidden**0.5
 
-        tensors = {"input": normal(steps, batch, width), "h0": normal(batch, hidden)}
+        tensors = {"input": normal(steps, batch, width), "h0": normal(batch, state)}
         if self.op == "lstm":
             tensors["c0"] = normal(batch, hidden)
-        tensors["weight_ih"], tensors["weight_hh"] = uniform(gates, width), uniform(gates, hidden)
+        tensors["weight_ih"], tensors["weight_hh"] = uniform(gates, width), uniform(gates, state)
         if "no_bias" not in self.features:
             tensors["bias_ih"], tensors["bias_hh"] = uniform(gates), uniform(gates)
+        if PROJECTION in self.features:
+            tensors["weight_hr"] = uniform(state, hidden)
         if self.op == "rnn_relu":
             # Away from 0, where the rounding of a sum decides whether a unit has a gradient.
             for name in ("weight_ih", "weight_hh"):
@@ -67,25 +71,25 @@ class RecurrentCase:
             tensors["lengths"] = torch.randint(0, steps + 1, (batch,), generator=generator)
         if "resets" in self.features:
             tensors["resets"] = torch.rand(steps, batch, generator=generator) < 0.2
-        tensors["grad_output"] = normal(steps, batch, hidden)
-        for name in ("grad_h_n", "grad_c_n")[: 2 if self.op == "lstm" else 1]:
-            tensors[name] = normal(batch, hidden)
+        tensors["grad_output"], tensors["grad_h_n"] = normal(steps, batch, state), normal(batch, state)
+        if self.op == "lstm":
+            tensors["grad_c_n"] = normal(batch, hidden)
         return tensors
 
     def ours(self, inputs: Tensors, backend: str | None) -> Tensors:
         return self._results(inputs, lambda **leaves: getattr(functional, self.op)(**leaves, backend=backend))
 
     def plain(self, inputs: Tensors) -> Tensors:
-        """torch's own layer; its cells step by step where a feature is not one of the layer's."""
+        """torch's own layer; a step at a time where a feature is not one of the layer's."""
         if "lengths" in self.features or "resets" in self.features:
-            return self._results(inputs, self._torch_cells)
+            return self._results(inputs, self._torch_steps)
         return self._results(inputs, self._torch_layer)
 
     def oracle(self, inputs: Tensors) -> dict[str, Expected]:
         wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
 
         def layer(reverse: bool, lengths: Tensor | None = None, resets: Tensor | None = None, **leaves: Tensor) -> Any:
-            tensors: Any = [leaves.get(name) for name in (*_LEAVES, "weight_hr")]
+            tensors: Any = [leaves.get(name) for name in _LEAVES]
             return reference.recurrent(*(*tensors, lengths, resets, self.op, reverse))
 
         results = self._results(wide, layer)
@@ -114,7 +118,7 @@ class RecurrentCase:
         )  # fmt: skip
         return output.flip(0) if reverse else output, *(state.squeeze(0) for state in last)
 
-    def _torch_cells(
+    def _torch_steps(
         self,
         input: Tensor,
         reverse: bool,
@@ -122,8 +126,7 @@ class RecurrentCase:
         resets: Tensor | None = None,
         **leaves: Tensor,
     ) -> tuple[Tensor, ...]:
-        cell = getattr(torch, f"{self.op}_cell")
-        weights = [leaves.get(name) for name in _PARAMETERS]
+        weights = {name: leaves[name] for name in _PARAMETERS if name in leaves}
         states = [leaves[name] for name in ("h0", "c0") if name in leaves]
         steps, batch = input.shape[:2]
         if lengths is None:
@@ -134,8 +137,9 @@ class RecurrentCase:
             before = states
             if resets is not None:
                 before = [torch.where(resets[t].unsqueeze(1), 0.0, state) for state in states]
-            after = cell(input[t], before if self.op == "lstm" else before[0], *weights)
-            after = [after] if isinstance(after, Tensor) else list(after)
+            _, *after = self._torch_layer(
+                input[t : t + 1], False, **dict(zip(("h0", "c0"), before, strict=False)), **weights
+            )
             outputs[t] = torch.where(active, after[0], 0.0)
             states = [torch.where(active, new, old) for new, old in zip(after, states, strict=True)]
         return torch.stack(outputs), *states
@@ -153,3 +157,8 @@ def cases_of(op: str) -> Iterator[RecurrentCase]:
         yield RecurrentCase(op, _SIZES[2], dtype, FEATURES[1:])
         # A single step has kernels of its own.
         yield RecurrentCase(op, (1, 35, 70, 50), dtype, FEATURES[1:])
+        if op == "lstm":
+            for sizes in (_SIZES[0], _SIZES[2], _SIZES[3]):
+                yield RecurrentCase(op, sizes, dtype, (PROJECTION,))
+            for sizes in (_SIZES[1], _SIZES[2], (1, 35, 70, 50)):
+                yield RecurrentCase(op, sizes, dtype, (*FEATURES[1:], PROJECTION))

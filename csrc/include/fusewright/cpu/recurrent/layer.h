@@ -24,17 +24,23 @@ inline int64_t words_per_sum(int64_t steps) {
   return half < 32 ? 32 : half > 128 ? 128 : half;
 }
 
-// A unit is one element of the hidden state; `lanes` of them make a block. Blocks [begin, end) are a member's own.
+// A unit is one element of a state; `lanes` of them make a block. Blocks [begin, end) are a member's own.
 struct Blocks {
   int64_t begin, end;
 
   int64_t count() const { return end - begin; }
 };
 
-inline int64_t unit_blocks(int64_t hidden) { return (hidden + lanes - 1) / lanes; }
+inline int64_t unit_blocks(int64_t width) { return (width + lanes - 1) / lanes; }
 
-inline Blocks blocks_of(int64_t hidden, int64_t member, int64_t members) {
-  const int64_t blocks = unit_blocks(hidden);
+// Elements of a block of a state of `width`.
+inline int64_t elements_of(int64_t block, int64_t width) {
+  const int64_t rest = width - block * lanes;
+  return rest < lanes ? rest : lanes;
+}
+
+inline Blocks blocks_of(int64_t width, int64_t member, int64_t members) {
+  const int64_t blocks = unit_blocks(width);
   return {blocks * member / members, blocks * (member + 1) / members};
 }
 

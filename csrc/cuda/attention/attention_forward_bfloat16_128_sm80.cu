@@ -1,0 +1,4 @@
+#include "attention_forward_sm80.cuh"
+
+template cudaError_t fusewright::cuda::attention_forward_sm80<__nv_bfloat16, 128>(const AttentionForwardParams&,
+                                                                                  int64_t, void*);
