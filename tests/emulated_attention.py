@@ -72,6 +72,7 @@ def backward(
     results: tuple[Tensor, Tensor],
     tensors: Sequence[Tensor],
     limits: Limits = NONE,
+    offsets: Offsets = NOT_PACKED,
     *,
     grad_lse: Tensor | None = None,
     ordered: bool = False,
@@ -80,7 +81,9 @@ def backward(
     op = torch.ops.fusewright.attention_backward_ordered if ordered else torch.ops.fusewright.attention_backward
     numbers = (0, tensors[0].shape[3] ** -0.5, 0.0, 0.0, *limits)
     needed = (True, True, True, False, False)
-    gradients = getattr(op, overload)(grad_output, grad_lse, *results, *tensors, *(None,) * 7, *numbers, *needed)
+    gradients = getattr(op, overload)(
+        grad_output, grad_lse, *results, *tensors, *(None,) * 5, *offsets, *numbers, *needed
+    )  # fmt: skip
     return list(gradients[:3])
 
 
@@ -92,15 +95,20 @@ class Oracle(NamedTuple):
 
 
 def oracle_gradients(
-    grad_output: Tensor, tensors: Sequence[Tensor], limits: Limits = NONE, *, grad_lse: Tensor | None = None
+    grad_output: Tensor,
+    tensors: Sequence[Tensor],
+    limits: Limits = NONE,
+    offsets: Offsets = NOT_PACKED,
+    *,
+    grad_lse: Tensor | None = None,
 ) -> Oracle:
     grad, query, key, value = (tensor.double() for tensor in (grad_output, *tensors))
-    results = forward("default", (query, key, value), limits)
+    results = forward("default", (query, key, value), limits, offsets)
     wide_lse = None if grad_lse is None else grad_lse.double()
-    gradients = backward("default", grad, results, (query, key, value), limits, grad_lse=wide_lse)
+    gradients = backward("default", grad, results, (query, key, value), limits, offsets, grad_lse=wide_lse)
     # Over values that are the identity, the output is the weights.
     identity = torch.eye(key.shape[2], dtype=key.dtype).expand(*key.shape[:3], -1)
-    weights, _ = forward("default", (query, key, identity), limits)
+    weights, _ = forward("default", (query, key, identity), limits, offsets)
     group, scale = query.shape[1] // key.shape[1], query.shape[3] ** -0.5
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     delta = (grad * results[0]).sum(-1, keepdim=True)

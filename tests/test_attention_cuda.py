@@ -83,12 +83,19 @@ def test_packed_sequences(width, alignment):
     rows = [int(ends[-1]) + 9 for ends in offsets]
     tensors = [tensor[0].transpose(0, 1) for tensor in _inputs(torch.bfloat16, 4, 2, *rows, width)]
     keywords = {"is_causal": alignment is not None, "causal_alignment": alignment or "top_left", "return_lse": True}
-    arguments = (*offsets, 1300, 1400)
-    output, lse = functional.varlen_attention(*tensors, *arguments, **keywords, backend="cuda")
-    wide = [tensor.double() for tensor in tensors]
-    oracle, oracle_lse = functional.varlen_attention(*wide, *arguments, **keywords)
-    testing.assert_accurate(output.cpu(), oracle.cpu())
+    cotangent = torch.randn(rows[0], 4, width, generator=torch.Generator().manual_seed(1)).to("cuda", torch.bfloat16)
+
+    def run(dtype: torch.dtype, backend: str | None) -> list[Tensor]:
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+        output, lse = functional.varlen_attention(*leaves, *offsets, 1300, 1400, **keywords, backend=backend)
+        return [lse.detach(), output.detach(), *torch.autograd.grad(output, leaves, cotangent.to(dtype))]
+
+    lse, output, *gradients = run(torch.bfloat16, "cuda")
+    oracle_lse, oracle, *expected = run(torch.float64, None)
     torch.testing.assert_close(lse.double(), oracle_lse, rtol=1e-5, atol=1e-5)
+    testing.assert_accurate(output.cpu(), oracle.cpu())
+    for gradient, oracle_gradient in zip(gradients, expected, strict=True):
+        testing.assert_accurate(gradient.cpu(), oracle_gradient.cpu(), "gradient")
 
 
 def _gradients(tensors: list[Tensor], keywords: dict[str, object], backend: str | None) -> list[Tensor]:

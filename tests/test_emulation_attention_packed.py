@@ -11,7 +11,6 @@ from emulated_attention import Fault, Limits, Mutant
 from torch import Tensor
 
 from fusewright import functional, testing
-from fusewright_kernels import dispatch
 from fusewright_kernels.attention import backend_native
 
 pytestmark = emulation_support.needs_emulator
@@ -47,6 +46,42 @@ def test_lengths_and_windows(dtype, width):
         offsets = (_offsets(QUERIES, types[0]), _offsets(KEYS, types[1]))
         output, _ = emulated.checked_forward(tensors, limits, offsets)
         assert not output[..., -SPARE:, :].any()
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_gradients(width):
+    offsets = (_offsets(QUERIES), _offsets(KEYS))
+    tensors = _inputs(torch.bfloat16, width)
+    for seed, limits in enumerate(LIMITS[width // 128 :: 2]):
+        emulation_support.set_seed(seed)
+        results = emulated.forward("cuda", tensors, limits, offsets)
+        grad_output = emulated.gradient_like(results[0])
+        gradients = emulated.backward("cuda", grad_output, results, tensors, limits, offsets, ordered=seed % 2 == 0)
+        emulated.assert_gradients(gradients, emulated.oracle_gradients(grad_output, tensors, limits, offsets))
+
+
+def test_ordered_gradients_of_a_sequence_have_the_bits_that_it_has_alone():
+    tensors, offsets, limits = _inputs(torch.bfloat16, 64), (_offsets(QUERIES), _offsets(KEYS)), Limits(right=0)
+
+    def gradients(tensors: list[Tensor], offsets: emulated.Offsets, grad_output: Tensor) -> list[Tensor]:
+        results = emulated.forward("cuda", tensors, limits, offsets)
+        return emulated.backward("cuda", grad_output, results, tensors, limits, offsets, ordered=True)
+
+    grad_output = emulated.gradient_like(tensors[0])
+    whole = gradients(tensors, offsets, grad_output)
+    with emulation_support.clusters_together(3):
+        for seed in range(1, 4):
+            emulation_support.set_seed(seed)
+            again = gradients(tensors, offsets, grad_output)
+            assert all(testing.bits_equal(*pair) for pair in zip(again, whole, strict=True)), f"schedule {seed}"
+    rows, keys = (slice(*cut[2:4].tolist()) for cut in offsets)
+    alone = gradients(
+        [tensors[0][:, :, rows], tensors[1][:, :, keys], tensors[2][:, :, keys]],
+        emulated.NOT_PACKED,
+        grad_output[:, :, rows],
+    )
+    cuts = (rows, keys, keys)
+    assert all(testing.bits_equal(part[:, :, cut], own) for part, cut, own in zip(whole, cuts, alone, strict=True))
 
 
 def test_no_sequence_and_only_empty_ones():
@@ -96,10 +131,6 @@ def test_the_public_function_runs_it():
         oracle, oracle_lse = functional.varlen_attention(*wide, *lengths, is_causal=True, return_lse=True)
         testing.assert_accurate(output, oracle)
         torch.testing.assert_close(lse.double(), oracle_lse, rtol=1e-5, atol=1e-5)
-        leaf = tensors[0].detach().requires_grad_()
-        trained = functional.varlen_attention(leaf, *tensors[1:], *lengths, backend="cuda")
-        with pytest.raises(dispatch.RefusedBackendError, match="its backward has no cu_seqlens_q"):
-            trained.sum().backward()
 
 
 def test_rows_that_repeat_are_refused():
@@ -120,9 +151,9 @@ FAULTS = {
     ),
     "one alignment for all": Fault(PACKED, "packing_.bottom_right ? rows.keys - rows.queries : 0", "0", None),
     "sequences numbered by whole tiles": Fault(
-        PACKED, "query_offset(sequence) / Tile + sequence", "query_offset(sequence) / Tile", ""
+        PACKED, "begin(middle) / Tile + middle <= number", "begin(middle) / Tile <= number", ""
     ),
-    "keys behind the sequence": Fault(PACKED, "key_offset(sequence + 1) - key_begin", "rows.keys - key_begin", None),
+    "keys behind the sequence": Fault(PACKED, "key_begin(sequence + 1) - first_key", "rows.keys - first_key", None),
     "no barrier before the sequence is read": Fault(SM90, "__syncthreads();", "", ""),
 }
 

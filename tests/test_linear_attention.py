@@ -124,6 +124,29 @@ def test_padding_leaves_no_trace_and_nan_stays_behind_itself(backend):
     assert second[:, :, 70:].isnan().all()
 
 
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_special_values_stay_behind_themselves(name, special):
+    """A causal row is met by later ones alone, and its gradient by earlier ones; also within a chunk."""
+    clean = inputs(1, 1, 150, 150, 4, 4)[:3]
+    dirty = [tensor.clone() for tensor in clean]
+    dirty[("query", "key", "value").index(name)][:, :, 80] = special
+    results = []
+    for tensors in (clean, dirty):
+        leaves = [tensor.requires_grad_() for tensor in tensors]
+        output = functional.linear_attention(*leaves, True, backend="cpu")
+        results.append([output, *torch.autograd.grad(output.sum(), leaves)])
+    expected, actual = results
+    others = torch.arange(150) != 80 if name == "query" else slice(80)
+    for result, other in zip(actual[:2], expected[:2], strict=True):
+        torch.testing.assert_close(result[:, :, others], other[:, :, others])
+    if name == "query":
+        for result, other in zip(actual[2:], expected[2:], strict=True):
+            torch.testing.assert_close(result[:, :, 81:], other[:, :, 81:])
+    else:
+        assert not actual[0][:, :, 80:].isfinite().any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits_depend_on_neither_threads_nor_batch(dtype):
     results = []

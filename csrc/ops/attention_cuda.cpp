@@ -10,16 +10,32 @@ namespace {
 
 using std::optional;
 
-AttentionPacking packing_of(const Tensor& query_offsets, const Tensor& key_offsets, bool bottom_right) {
-  AttentionPacking packing;
-  packing.query_offsets = query_offsets.data_ptr();
-  packing.key_offsets = key_offsets.data_ptr();
-  packing.wide_query_offsets = query_offsets.scalar_type() == ScalarType::Long;
-  packing.wide_key_offsets = key_offsets.scalar_type() == ScalarType::Long;
-  packing.bottom_right = bottom_right;
-  packing.count = query_offsets.size(0) - 1;
-  return packing;
-}
+// Those of packed sequences, as the kernels read them.
+class Offsets {
+ public:
+  Offsets(const optional<Tensor>& queries, const optional<Tensor>& keys) {
+    if (!queries.has_value()) return;
+    queries_ = torch::stable::contiguous(*queries);
+    keys_ = torch::stable::contiguous(*keys);
+  }
+
+  bool given() const { return queries_.has_value(); }
+
+  AttentionPacking packing(bool bottom_right) const {
+    AttentionPacking packing;
+    if (!given()) return packing;
+    packing.query_offsets = queries_->data_ptr();
+    packing.key_offsets = keys_->data_ptr();
+    packing.wide_query_offsets = queries_->scalar_type() == ScalarType::Long;
+    packing.wide_key_offsets = keys_->scalar_type() == ScalarType::Long;
+    packing.bottom_right = bottom_right;
+    packing.count = queries_->size(0) - 1;
+    return packing;
+  }
+
+ private:
+  optional<Tensor> queries_, keys_;
+};
 
 // What the kernels serve is csrc/cuda/attention/attention.cu's to say; attention/backend_native.py asks for no other.
 std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value, optional<Tensor> mask,
@@ -29,20 +45,19 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
                                              int64_t block_size, double scale, double softcap, double dropout_p,
                                              int64_t window_left, int64_t window_right, bool bottom_right) {
   STD_TORCH_CHECK(dropout_p == 0, "attention_forward: dropout");
-  if (cu_seqlens_q.has_value()) cu_seqlens_q = torch::stable::contiguous(*cu_seqlens_q);
-  if (cu_seqlens_k.has_value()) cu_seqlens_k = torch::stable::contiguous(*cu_seqlens_k);
+  const Offsets offsets(cu_seqlens_q, cu_seqlens_k);
   const CudaCall call("attention_forward", query);
   AttentionForwardParams params;
   fill(params, {query, key, value, mask, block_mask, alibi_slopes, sinks, std::nullopt, std::nullopt, std::nullopt,
                 block_size, scale, softcap, 0, window_left, window_right, bottom_right});
-  if (cu_seqlens_q.has_value()) params.packing = packing_of(*cu_seqlens_q, *cu_seqlens_k, bottom_right);
+  params.packing = offsets.packing(bottom_right);
   const int64_t statistics_sizes[4] = {2, params.batch, params.heads, params.queries};
   Tensor output = empty_in_layout_of(query, params.batch, params.heads, params.queries, params.value_width);
   Tensor statistics = empty(statistics_sizes, 4, ScalarType::Float, query);
   params.output = heads_view(output);
   params.maximum = static_cast<float*>(statistics.data_ptr());
   params.total = params.maximum + params.batch * params.heads * params.queries;
-  const int64_t shift = bottom_right && !cu_seqlens_q.has_value() ? params.keys - params.queries : 0;
+  const int64_t shift = bottom_right && !offsets.given() ? params.keys - params.queries : 0;
   call.check(fusewright_cuda_attention_forward(&params, shift, call.stream()));
   return {output, statistics};
 }
@@ -97,14 +112,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
                                                             const Tensor& output, const Tensor& statistics,
                                                             const AttentionInputs& inputs, bool need_query,
                                                             bool need_key, bool need_value, bool ordered) {
-  STD_TORCH_CHECK(!inputs.cu_seqlens_q.has_value() && inputs.dropout_p == 0,
-                  "attention_backward: packed sequences or dropout");
+  STD_TORCH_CHECK(inputs.dropout_p == 0, "attention_backward: dropout");
   const Tensor& query = inputs.query;
   const Tensor output_rows = with_aligned_rows(output), grad_rows = with_aligned_rows(grad_output);
   const Tensor lse_grad = grad_lse.has_value() ? torch::stable::contiguous(*grad_lse) : statistics;
+  const Offsets offsets(inputs.cu_seqlens_q, inputs.cu_seqlens_k);
   const CudaCall call("attention_backward", query);
   AttentionBackwardParams params;
   fill(params, inputs);
+  params.packing = offsets.packing(inputs.bottom_right);
   params.maximum = static_cast<float*>(statistics.data_ptr());
   params.total = params.maximum + params.batch * params.heads * params.queries;
   params.output = heads_view(output_rows);
@@ -121,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_o
   Tensor grad_value = gradient(need_value, inputs.value, params.grad_value);
   const int64_t words = fusewright_cuda_attention_backward_workspace(&params) / 4;
   const Tensor workspace = empty(&words, 1, ScalarType::Float, query);
-  const int64_t shift = inputs.bottom_right ? params.keys - params.queries : 0;
+  const int64_t shift = inputs.bottom_right && !offsets.given() ? params.keys - params.queries : 0;
   call.check(fusewright_cuda_attention_backward(&params, shift, ordered, workspace.data_ptr(), call.stream()));
   return {grad_query, grad_key, grad_value, no_elements(query.scalar_type(), query),
           no_elements(query.scalar_type(), query)};

@@ -28,14 +28,14 @@ class Usage(NamedTuple):
     spill_bytes: int
 
 
-# Instructions of the tensor cores in the kernels of one source. Forward, once for packed sequences and once without:
+# Instructions of the tensor cores in the kernels of one source, once for packed sequences and once without. Forward:
 # D / 16 for a tile of keys and 8 for one of values, each in the loop and beside it. Backward, a loop of five products:
 # twice D / 16, twice Q / 16 for tiles of Q = 128 queries (D = 64) or 64, and 8 for the 128 keys.
 _PRODUCTS = {
     ("forward", 64): 2 * 2 * (4 + 8),
     ("forward", 128): 2 * 2 * (8 + 8),
-    ("backward", 64): 2 * 4 + 2 * 8 + 8,
-    ("backward", 128): 2 * 8 + 2 * 4 + 8,
+    ("backward", 64): 2 * (2 * 4 + 2 * 8 + 8),
+    ("backward", 128): 2 * (2 * 8 + 2 * 4 + 8),
 }
 HOPPER_PRODUCTS = {
     f"attention_{direction}_{dtype}_{width}_sm90": products

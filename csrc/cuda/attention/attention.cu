@@ -52,9 +52,8 @@ bool is_accepted(const AttentionParams& params) {
 
 bool is_accepted_backward(const AttentionBackwardParams& params) {
   // The kernels count tiles in 32 bits; their workspace would have to be larger than any memory.
-  const int64_t tiles = params.batch * params.heads * ceil_div(params.queries, 64);
-  return is_accepted(params) && take_tensor_maps(params) && params.packing.query_offsets == nullptr &&
-         tiles < int64_t{1} << 30 &&
+  const int64_t tiles = params.batch * params.heads * (ceil_div(params.queries, 64) + params.packing.count + 1);
+  return is_accepted(params) && take_tensor_maps(params) && tiles < int64_t{1} << 30 &&
          takes_tensor_map(params.output, params, params.value_width, params.queries, params.heads) &&
          takes_tensor_map(params.grad_output, params, params.value_width, params.queries, params.heads);
 }

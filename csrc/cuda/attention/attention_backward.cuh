@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include "attention_forward.cuh"
+#include "attention_packed.cuh"
 #include "fusewright/attention.h"
 #include "fusewright/cuda/launch.cuh"
 
@@ -34,9 +35,11 @@ struct AttentionBackwardWorkspace {
   int* tickets;
 
   AttentionBackwardWorkspace() = default;
-  AttentionBackwardWorkspace(const AttentionParams& params, void* memory)
-      : query_tiles(
-            static_cast<int>(ceil_div(params.queries, attention_backward_queries(attention_kernel_width(params))))) {
+  AttentionBackwardWorkspace(const AttentionParams& params, void* memory) {
+    const int64_t tile = attention_backward_queries(attention_kernel_width(params));
+    const bool packed = params.packing.query_offsets != nullptr;
+    query_tiles = static_cast<int>(packed ? AttentionPackedSequences(params).tiles(params.queries, tile)
+                                          : ceil_div(params.queries, tile));
     row_numbers = static_cast<float*>(memory);
     query_sums = row_numbers + 3 * rows(params);
     turns = reinterpret_cast<int*>(query_sums + rows(params) * attention_kernel_width(params));

@@ -67,34 +67,37 @@ constexpr int attention_sums_threads = warpgroup_size + warp_size;
 
 // One thread.
 template <int D>
-__device__ __forceinline__ void load_backward(const AttentionBackwardSm90Params& params,
+__device__ __forceinline__ void load_backward(const AttentionBackwardSm90Params& maps,
+                                              const AttentionBackwardKernelParams& params,
                                               AttentionBackwardShared<D>& shared, const AttentionBackwardWork& work) {
   constexpr int queries = attention_backward_queries(D);
   using QueryTile = AttentionTile<queries, D>;
   using KeyTile = AttentionTile<attention_key_tile, D>;
   if (work.empty()) return;
   mbarrier_arrive_expect_bytes(&shared.keys_full, 2 * KeyTile::bytes);
-  load_slabs(shared.key, params.key_map, &shared.keys_full, work.first_key, work.key_head, work.batch);
-  load_slabs(shared.value, params.value_map, &shared.keys_full, work.first_key, work.key_head, work.batch);
-  work.for_each_tile(params.kernel.rows, [&](int n, int head, int tile) {
+  load_slabs(shared.key, maps.key_map, &shared.keys_full, params.key_begin + work.first_key, work.key_head, work.batch);
+  load_slabs(shared.value, maps.value_map, &shared.keys_full, params.key_begin + work.first_key, work.key_head,
+             work.batch);
+  work.for_each_tile(params.rows, [&](int n, int head, int tile) {
     const int stage = stage_of(n);
-    const auto& numbers = params.kernel.numbers<queries>(params.kernel.tile_index(work.batch, head, tile));
+    const auto& numbers = params.numbers<queries>(params.tile_index(work.batch, head, tile));
     mbarrier_wait(&shared.empty[stage], parity_of(n) ^ 1);
     mbarrier_arrive_expect_bytes(&shared.query_full[stage], QueryTile::bytes + sizeof(numbers));
-    load_slabs(shared.query[stage], params.query_map, &shared.query_full[stage], tile * queries, head, work.batch);
+    load_slabs(shared.query[stage], maps.query_map, &shared.query_full[stage], params.query_begin + tile * queries,
+               head, work.batch);
     bulk_load(&shared.numbers[stage], &numbers, sizeof(numbers), &shared.query_full[stage]);
-    load_tile(shared.grad_output[stage], params.grad_output_map, &shared.grad_full[stage], tile * queries, head,
-              work.batch);
+    load_tile(shared.grad_output[stage], maps.grad_output_map, &shared.grad_full[stage],
+              params.query_begin + tile * queries, head, work.batch);
   });
 }
 
 // One warp for each consumer. In order, a tile's sums take the blocks' parts by ascending keys.
 template <int D>
-__device__ __forceinline__ void add_query_sums(const AttentionBackwardSm90Params& params,
+__device__ __forceinline__ void add_query_sums(const AttentionBackwardKernelParams& params, bool ordered,
                                                AttentionBackwardShared<D>& shared, const AttentionBackwardWork& work,
                                                int consumer) {
   constexpr int queries = attention_backward_queries(D);
-  const AttentionRows& rows = params.kernel.rows;
+  const AttentionRows& rows = params.rows;
   const bool writes = elect_lane();
   work.for_each_tile(rows, [&](int n, int head, int tile) {
     if (writes && n > 0) bulk_wait_read<0>();
@@ -102,16 +105,16 @@ __device__ __forceinline__ void add_query_sums(const AttentionBackwardSm90Params
     named_barrier_arrive(attention_sums_empty_barrier + consumer, attention_sums_threads);
     named_barrier_sync(attention_sums_full_barrier + consumer, attention_sums_threads);
     if (!writes) return;
-    const int part = params.kernel.tile_index(work.batch, head, tile) * attention_consumers + consumer;
-    int* turns = params.kernel.workspace.turns + part;
-    if (params.ordered) {
+    const int part = params.tile_index(work.batch, head, tile) * attention_consumers + consumer;
+    int* turns = params.workspace.turns + part;
+    if (ordered) {
       const int first_key_tile = max(0, tile * queries + rows.before) / attention_key_tile;
       wait_for_turn(turns, work.first_key / attention_key_tile - first_key_tile);
     }
-    bulk_reduce_add(params.kernel.workspace.query_sums + int64_t{part} * attention_query_sums,
-                    shared.query_sums[consumer], sizeof(shared.query_sums[consumer]));
+    bulk_reduce_add(params.workspace.query_sums + int64_t{part} * attention_query_sums, shared.query_sums[consumer],
+                    sizeof(shared.query_sums[consumer]));
     bulk_commit();
-    if (params.ordered) {
+    if (ordered) {
       bulk_wait<0>();
       end_turn(turns);
     }

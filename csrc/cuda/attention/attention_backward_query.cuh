@@ -6,15 +6,16 @@
 namespace fusewright::cuda {
 
 constexpr int attention_backward_query_threads = 128;
+// Of a multiprocessor: left to itself the compiler aims at more of them, and spills for it.
+constexpr int attention_backward_query_blocks = 4;
 
-// 64 queries a block. A thread holds of the sums what an accumulator of (64, D) would have.
+// 64 queries of a tile. A thread holds of the sums what an accumulator of (64, D) would have.
 template <class T, int D>
-__global__ void __launch_bounds__(attention_backward_query_threads)
-    attention_backward_query_sm90_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
+__device__ __forceinline__ void write_queries(const AttentionBackwardKernelParams& params, int block_of_head) {
   constexpr int blocks_of_tile = attention_backward_queries(D) / 64;
   const int head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % warp_size;
-  const int query = static_cast<int>(blockIdx.x) * 64 + static_cast<int>(threadIdx.x) / warp_size * 16 + lane / 4;
-  const int64_t block = int64_t{params.tile_index(batch, head, 0)} * blocks_of_tile + blockIdx.x;
+  const int query = block_of_head * 64 + static_cast<int>(threadIdx.x) / warp_size * 16 + lane / 4;
+  const int64_t block = int64_t{params.tile_index(batch, head, 0)} * blocks_of_tile + block_of_head;
   const float4* source =
       reinterpret_cast<const float4*>(params.workspace.query_sums + block * (D / 64) * attention_query_sums);
   float sums[D / 2];
@@ -35,6 +36,23 @@ __global__ void __launch_bounds__(attention_backward_query_threads)
   };
   write(std::integral_constant<int, 0>());
   write(std::integral_constant<int, 1>());
+}
+
+// 64 queries a block.
+template <class T, int D, bool Packed>
+__global__ void __launch_bounds__(attention_backward_query_threads, attention_backward_query_blocks)
+    attention_backward_query_sm90_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
+  if constexpr (Packed) {
+    constexpr int queries = attention_backward_queries(D), blocks_of_tile = queries / 64;
+    const int tile = static_cast<int>(blockIdx.x) / blocks_of_tile;
+    if (threadIdx.x == 0) restrict_to<T, D>(params, params.sequences.query_tile<queries>(tile));
+    __syncthreads();
+    const AttentionPackedBackward& packed = block_shared<AttentionPackedBackward>();
+    if (packed.place.tile * queries >= packed.params.rows.queries) return;
+    write_queries<T, D>(packed.params, packed.place.tile * blocks_of_tile + blockIdx.x % blocks_of_tile);
+  } else {
+    write_queries<T, D>(params, blockIdx.x);
+  }
 }
 
 }  // namespace fusewright::cuda

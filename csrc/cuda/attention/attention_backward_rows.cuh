@@ -4,6 +4,7 @@
 #include "attention_backward.cuh"
 #include "attention_rows.cuh"
 #include "fusewright/cuda/reduce.cuh"
+#include "fusewright/cuda/shared.cuh"
 #include "fusewright/cuda/vector.cuh"
 
 namespace fusewright::cuda {
@@ -15,10 +16,27 @@ struct AttentionBackwardKernelParams {
   HeadsView grad_output, grad_query, grad_key, grad_value;
   const float* grad_lse;
   AttentionBackwardWorkspace workspace;
+  AttentionPackedSequences sequences;
+  // Of a packed sequence: where it begins, and the number of its first tile of queries.
+  int query_begin, key_begin, first_tile;
 
   // The number among all heads of a tile of queries.
   __device__ __forceinline__ int tile_index(int batch, int head, int tile) const {
-    return (batch * rows.heads + head) * workspace.query_tiles + tile;
+    return (batch * rows.heads + head) * workspace.query_tiles + first_tile + tile;
+  }
+
+  // As if a packed sequence were all there is.
+  template <class T, int Queries>
+  __device__ __forceinline__ void narrow(int sequence) {
+    sequences.narrow<T>(rows, sequence);
+    query_begin = sequences.query_begin(sequence);
+    key_begin = sequences.key_begin(sequence);
+    first_tile = sequences.first_query_tile<Queries>(sequence);
+    sequences.move<T>(grad_output, query_begin);
+    sequences.move<T>(grad_query, query_begin);
+    sequences.move<T>(grad_key, key_begin);
+    sequences.move<T>(grad_value, key_begin);
+    if (grad_lse != nullptr) grad_lse += query_begin;
   }
 
   template <int Queries>
@@ -27,15 +45,30 @@ struct AttentionBackwardKernelParams {
   }
 };
 
-// A tile of queries a block; D / 8 lanes share a row.
+// What a block of a packed call works with, in shared memory.
+struct AttentionPackedBackward {
+  AttentionPackedTile place;
+  AttentionBackwardKernelParams params;
+};
+
+// By one thread, for a tile of queries or of keys.
 template <class T, int D>
-__global__ void __launch_bounds__(attention_backward_rows_threads)
-    attention_backward_rows_sm90_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
+__device__ __forceinline__ void restrict_to(const AttentionBackwardKernelParams& params,
+                                            const AttentionPackedTile& place) {
+  AttentionPackedBackward& packed = block_shared<AttentionPackedBackward>();
+  packed.place = place;
+  packed.params = params;
+  packed.params.narrow<T, attention_backward_queries(D)>(place.sequence);
+}
+
+// A tile of queries; D / 8 lanes share a row.
+template <class T, int D>
+__device__ __forceinline__ void prepare_rows(const AttentionBackwardKernelParams& params, int tile) {
   constexpr int queries = attention_backward_queries(D), lanes = D / 8;
   constexpr int rows_at_once = attention_backward_rows_threads / lanes;
   constexpr float log2_e = 1.4426950408889634f;
   const AttentionRows& rows = params.rows;
-  const int tile = blockIdx.x, head = blockIdx.y, batch = blockIdx.z;
+  const int head = blockIdx.y, batch = blockIdx.z;
   const int tile_index = params.tile_index(batch, head, tile);
   AttentionRowNumbers<queries>& numbers = params.numbers<queries>(tile_index);
   const int lane = threadIdx.x % lanes;
@@ -44,7 +77,6 @@ __global__ void __launch_bounds__(attention_backward_rows_threads)
     sums[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
   }
   if (threadIdx.x < 2) params.workspace.turns[2 * tile_index + threadIdx.x] = 0;
-  if (threadIdx.x == 0 && tile_index == 0) *params.workspace.tickets = 0;
 
   for (int row = threadIdx.x / lanes; row < queries; row += rows_at_once) {
     const int query = tile * queries + row;
@@ -75,6 +107,22 @@ __global__ void __launch_bounds__(attention_backward_rows_threads)
     numbers.reference[row] = reference;
     numbers.inverse[row] = inverse;
     numbers.delta[row] = products;
+  }
+}
+
+// A tile a block.
+template <class T, int D, bool Packed>
+__global__ void __launch_bounds__(attention_backward_rows_threads)
+    attention_backward_rows_sm90_kernel(const __grid_constant__ AttentionBackwardKernelParams params) {
+  if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) *params.workspace.tickets = 0;
+  if constexpr (Packed) {
+    constexpr int queries = attention_backward_queries(D);
+    if (threadIdx.x == 0) restrict_to<T, D>(params, params.sequences.query_tile<queries>(blockIdx.x));
+    __syncthreads();
+    const AttentionPackedBackward& packed = block_shared<AttentionPackedBackward>();
+    if (packed.place.tile * queries < packed.params.rows.queries) prepare_rows<T, D>(packed.params, packed.place.tile);
+  } else {
+    prepare_rows<T, D>(params, blockIdx.x);
   }
 }
 

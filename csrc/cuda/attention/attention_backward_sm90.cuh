@@ -73,11 +73,11 @@ __device__ __forceinline__ void write_key_row(const AttentionBackwardKernelParam
 }
 
 template <class T, int D>
-__device__ __forceinline__ void differentiate_keys(const AttentionBackwardSm90Params& params,
+__device__ __forceinline__ void differentiate_keys(const AttentionBackwardKernelParams& params,
                                                    AttentionBackwardShared<D>& shared,
                                                    const AttentionBackwardWork& work, int consumer) {
   constexpr int queries = attention_backward_queries(D);
-  const AttentionRows& rows = params.kernel.rows;
+  const AttentionRows& rows = params.rows;
   const int lane = threadIdx.x % warp_size, column = 2 * (lane % 4);
   const int warp = threadIdx.x / warp_size % 4;
   const int key = work.first_key + 64 * consumer + 16 * warp + lane / 4;
@@ -123,15 +123,35 @@ __device__ __forceinline__ void differentiate_keys(const AttentionBackwardSm90Pa
   });
 
   const AttentionRow row = {work.batch, work.key_head, key};
-  write_key_row<T, D, 0>(params.kernel, row, lane, key_sums, value_sums);
-  write_key_row<T, D, 1>(params.kernel, {row.batch, row.head, key + 8}, lane, key_sums, value_sums);
+  write_key_row<T, D, 0>(params, row, lane, key_sums, value_sums);
+  write_key_row<T, D, 1>(params, {row.batch, row.head, key + 8}, lane, key_sums, value_sums);
 }
 
 template <class T, int D>
+__device__ __forceinline__ void differentiate_tile(const AttentionBackwardSm90Params& all,
+                                                   const AttentionBackwardKernelParams& params,
+                                                   AttentionBackwardShared<D>& shared, int key_tile, int key_head,
+                                                   int batch) {
+  const auto work = AttentionBackwardWork::of<attention_backward_queries(D)>(params.rows, key_tile, key_head, batch);
+  const int warpgroup = warpgroup_index();
+  if (warpgroup == 0) {
+    release_registers<attention_producer_registers>();
+    const int warp = threadIdx.x / warp_size;
+    if (warp == 0) {
+      if (elect_lane()) load_backward<D>(all, params, shared, work);
+    } else if (warp <= attention_consumers) {
+      add_query_sums<D>(params, all.ordered, shared, work, warp - 1);
+    }
+  } else {
+    take_registers<attention_consumer_registers>();
+    differentiate_keys<T, D>(params, shared, work, warpgroup - 1);
+  }
+}
+
+template <class T, int D, bool Packed>
 __global__ void __launch_bounds__(attention_threads, 1)
     attention_backward_sm90_kernel(const __grid_constant__ AttentionBackwardSm90Params params) {
   AttentionBackwardShared<D>& shared = *dynamic_shared<AttentionBackwardShared<D>>();
-  const AttentionRows& rows = params.kernel.rows;
   if (threadIdx.x == 0) {
     prefetch_tensor_map(&params.query_map);
     prefetch_tensor_map(&params.key_map);
@@ -155,19 +175,16 @@ __global__ void __launch_bounds__(attention_threads, 1)
     key_head = shared.ticket / key_tiles % key_heads;
     batch = shared.ticket / key_tiles / key_heads;
   }
-  const auto work = AttentionBackwardWork::of<attention_backward_queries(D)>(rows, key_tile, key_head, batch);
-  const int warpgroup = warpgroup_index();
-  if (warpgroup == 0) {
-    release_registers<attention_producer_registers>();
-    const int warp = threadIdx.x / warp_size;
-    if (warp == 0) {
-      if (elect_lane()) load_backward<D>(params, shared, work);
-    } else if (warp <= attention_consumers) {
-      add_query_sums<D>(params, shared, work, warp - 1);
+  if constexpr (Packed) {
+    if (threadIdx.x == 0) {
+      restrict_to<T, D>(params.kernel, params.kernel.sequences.key_tile<attention_key_tile>(key_tile));
     }
+    __syncthreads();
+    const AttentionPackedBackward& packed = block_shared<AttentionPackedBackward>();
+    if (packed.place.tile * attention_key_tile >= packed.params.rows.keys) return;
+    differentiate_tile<T, D>(params, packed.params, shared, packed.place.tile, key_head, batch);
   } else {
-    take_registers<attention_consumer_registers>();
-    differentiate_keys<T, D>(params, shared, work, warpgroup - 1);
+    differentiate_tile<T, D>(params, params.kernel, shared, key_tile, key_head, batch);
   }
 }
 

@@ -35,6 +35,11 @@ struct AttentionSm90Params {
   AttentionPackedSequences sequences;
 };
 
+struct AttentionPackedRows {
+  AttentionPackedTile place;
+  AttentionRows rows;
+};
+
 // What a block works on: its first query, and where in the tensors its sequence's queries and keys begin.
 struct AttentionForwardWork {
   int first_query;
@@ -191,15 +196,19 @@ __global__ void __launch_bounds__(attention_threads, 1)
     }
     mbarrier_fence_init();
     if constexpr (Packed) {
-      params.sequences.find<T, attention_query_tile>(params.rows, query_tile, block_shared<AttentionPackedSequence>());
+      AttentionPackedRows& packed = block_shared<AttentionPackedRows>();
+      packed.place = params.sequences.query_tile<attention_query_tile>(query_tile);
+      packed.rows = params.rows;
+      params.sequences.narrow<T>(packed.rows, packed.place.sequence);
     }
   }
   __syncthreads();
   if constexpr (Packed) {
     // In shared memory: the numbers of a block's own sequence would need registers.
-    const AttentionPackedSequence& sequence = block_shared<AttentionPackedSequence>();
-    const AttentionForwardWork work = {sequence.tile * attention_query_tile, sequence.query_begin, sequence.key_begin};
-    if (work.first_query < sequence.rows.queries) attend<T, D>(params, sequence.rows, shared, work);
+    const auto& [place, rows] = block_shared<AttentionPackedRows>();
+    const AttentionForwardWork work = {place.tile * attention_query_tile, params.sequences.query_begin(place.sequence),
+                                       params.sequences.key_begin(place.sequence)};
+    if (work.first_query < rows.queries) attend<T, D>(params, rows, shared, work);
   } else {
     attend<T, D>(params, params.rows, shared, {query_tile * attention_query_tile, 0, 0});
   }
@@ -228,7 +237,7 @@ cudaError_t attention_forward_sm90(const AttentionForwardParams& params, int64_t
   if (params.packing.query_offsets != nullptr) {
     kernel_params.sequences = AttentionPackedSequences(params);
     return launch_tiles(attention_forward_sm90_kernel<T, D, true>,
-                        kernel_params.sequences.tiles<attention_query_tile>());
+                        kernel_params.sequences.tiles(params.queries, attention_query_tile));
   }
   return launch_tiles(attention_forward_sm90_kernel<T, D, false>, ceil_div(params.queries, attention_query_tile));
 }

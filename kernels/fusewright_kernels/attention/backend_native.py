@@ -162,9 +162,6 @@ def refuse_forward(
 
 def refuse_backward(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> str | None:
     """:func:`refuse_forward` for the backward, which is Hopper's."""
-    cu_seqlens_q = others[5]
-    if cu_seqlens_q is not None:
-        return "its backward has no cu_seqlens_q"
     return refuse_forward(query, key, value, *others) or _refuse_tensor_copies("its backward", query, key, value)
 
 
