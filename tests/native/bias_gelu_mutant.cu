@@ -15,8 +15,10 @@ extern "C" int bias_gelu_sums(const RowView* grad_output, const RowView* input, 
   params.input = *input;
   params.grad_input = *grad_input;
   const int64_t chunks = partials->outer_size[0];
+  cuda::DeviceLimits limits;
+  limits.multiprocessors = 1;
   const cuda::BiasGradientPlan plan =
-      cuda::plan_bias_gradient(params.rows, params.columns, cuda::bias_tile_elements<Columns>, {1, 0});
+      cuda::plan_bias_gradient(params.rows, params.columns, cuda::bias_tile_elements<Columns>, limits);
   if (plan.chunks != chunks) return cudaErrorInvalidValue;
   return cuda::launch(cuda::bias_gelu_backward_sums_kernel<float, Columns, false>,
                       cuda::grid_of(chunks * plan.column_tiles), plan.block, 0, nullptr, params, *bias,
