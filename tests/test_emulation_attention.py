@@ -50,7 +50,7 @@ def test_batches_grouped_heads_and_layouts():
 
 def test_a_hundred_schedules_give_the_same_bits():
     with emulation_support.device_memory():
-        tensors = emulated.inputs(torch.bfloat16, 1, 1, 1, 130, 520, 64)
+        tensors = emulated.inputs(torch.bfloat16, 1, 1, 1, 130, 390, 64)
         first = emulated.checked_forward(tensors, Limits(right=0, bottom_right=True))
         for seed in range(1, 101):
             emulation_support.set_seed(seed)

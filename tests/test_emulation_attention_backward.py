@@ -134,8 +134,8 @@ def test_hidden_queries_reach_no_gradient_of_keys():
 
 def test_gradients_repeat_over_a_hundred_schedules():
     """Those of queries where that is asked for, while several blocks run at the same time."""
-    with emulation_support.device_memory(), emulation_support.clusters_together(3):
-        tensors = emulated.inputs(torch.bfloat16, 1, 1, 1, 20, 260, 64)
+    with emulation_support.device_memory(), emulation_support.clusters_together(2):
+        tensors = emulated.inputs(torch.bfloat16, 1, 1, 1, 20, 132, 64)
         results = emulated.forward("cuda", tensors, Limits(right=0, bottom_right=True))
         grad_output = emulated.gradient_like(results[0])
         arguments = ("cuda", grad_output, results, tensors, Limits(right=0, bottom_right=True))

@@ -30,7 +30,7 @@ FUSEWRIGHT_ALWAYS_INLINE void store_some(T* target, Float value, int64_t count) 
 // The row of `from` that output m takes, or nullptr where there is no such row.
 template <class T>
 const T* row_at(const IndexedRows& from, int64_t m, int64_t columns) {
-  const int64_t index = from.indices[m];
+  const int64_t index = from.indices == nullptr ? m % from.period : from.indices[m];
   return index < 0 || index >= from.rows ? nullptr : static_cast<const T*>(from.data) + index * columns;
 }
 
@@ -63,6 +63,18 @@ void sum_rows(const EmbeddingBackwardParams& params, int64_t row, int64_t column
               double* totals) {
   Gradient* const target = static_cast<Gradient*>(params.gradient) + row * params.columns + column;
   const int64_t begin = params.begins[row], end = row == params.skipped ? begin : params.begins[row + 1];
+  // Most rows of a large vocabulary do not occur, and most others once.
+  if (begin == end) {
+    memset(target, 0, count * sizeof(Gradient));
+    return;
+  }
+  if (begin + 1 == end) {
+    const T* const source = static_cast<const T*>(params.grad_output) + params.order[begin] * params.columns + column;
+    for_vectors(count, [&](int64_t c, int64_t some) {
+      store_some(target + c, load_some(source + c, some) * params.scale, some);
+    });
+    return;
+  }
   const bool many = end - begin > rows_per_partial;
   memset(sums, 0, count * sizeof(float));
   if (many) memset(totals, 0, count * sizeof(double));

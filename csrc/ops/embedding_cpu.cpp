@@ -13,9 +13,9 @@
 namespace fusewright::ops {
 namespace {
 
-IndexedRows indexed_rows(const Tensor& matrix, const Tensor& indices) {
+IndexedRows indexed_rows(const Tensor& matrix, const std::optional<Tensor>& indices, int64_t period) {
   return {matrix.data_ptr(), data_type(matrix.scalar_type()), matrix.size(0),
-          static_cast<const int64_t*>(indices.data_ptr())};
+          indices.has_value() ? static_cast<const int64_t*>(indices->data_ptr()) : nullptr, period};
 }
 
 Tensor forward(Tensor tokens, Tensor weight, std::optional<Tensor> table, std::optional<Tensor> rows, double scale) {
@@ -27,13 +27,13 @@ Tensor forward(Tensor tokens, Tensor weight, std::optional<Tensor> table, std::o
   EmbeddingForwardParams params;
   params.columns = weight.size(1);
   params.scale = static_cast<float>(scale);
-  params.weight = indexed_rows(matrix, indices);
+  params.weight = indexed_rows(matrix, indices, 1);
   params.table.dtype = params.weight.dtype;
   std::optional<Tensor> table_matrix, table_rows;
   if (table.has_value()) {
     table_matrix = torch::stable::contiguous(*table);
-    table_rows = torch::stable::contiguous(*rows);
-    params.table = indexed_rows(*table_matrix, *table_rows);
+    if (rows.has_value()) table_rows = torch::stable::contiguous(*rows);
+    params.table = indexed_rows(*table_matrix, table_rows, tokens.dim() > 0 ? tokens.size(tokens.dim() - 1) : 1);
   }
   params.output = output.data_ptr();
   const CpuKernels& kernels = cpu_kernels();
@@ -56,6 +56,12 @@ struct Places {
     for (int64_t i = 0; i < count; ++i) {
       if (is_row(i)) order[next[indices[i]]++] = i;
     }
+  }
+
+  int64_t most_of_a_row() const {
+    int64_t most = 0;
+    for (size_t row = 0; row + 1 < begins.size(); ++row) most = std::max(most, begins[row + 1] - begins[row]);
+    return most;
   }
 
   // The first row whose part of the work, a unit for each row and for each place, ends behind `work`.
@@ -90,12 +96,12 @@ Tensor backward(Tensor grad_output, Tensor indices, int64_t count, double scale,
   params.gradient = gradient.data_ptr();
   params.gradient_dtype = data_type(dtype);
   const CpuKernels& kernels = cpu_kernels();
-  // Columns are split first: one index may hold most of the places.
+  // Threads take rows, whose gradients lie side by side, unless one row has more than its share of the places.
   constexpr int64_t fewest_columns = 128, parts_per_thread = 4;
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t slices = std::min(threads, (columns + fewest_columns - 1) / fewest_columns);
+  const int64_t threads = torch::stable::get_num_threads(), work = places.begins[count] + count;
+  const bool skewed = places.most_of_a_row() * threads * parts_per_thread > work;
+  const int64_t slices = skewed ? std::min(threads, (columns + fewest_columns - 1) / fewest_columns) : 1;
   const int64_t parts = std::min(count, (threads + slices - 1) / slices * parts_per_thread);
-  const int64_t work = places.begins[count] + count;
   for_each_task(slices * parts, static_cast<double>(work) * columns, 0, [&](int64_t task, void*) {
     const int64_t slice = task % slices, part = task / slices;
     const int64_t begin = places.row_behind(work * part / parts);

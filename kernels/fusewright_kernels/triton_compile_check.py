@@ -86,7 +86,7 @@ _ABSENT: dict[str, list[tuple[str, ...]]] = {
     "bias_gelu_forward": [("p_bias",)],
     "bias_gelu_backward": [("p_bias", "p_bias_partial")],
     "dropout_add": [("p_residual",), ("p_seed",)],
-    "embedding_forward": [("p_table", "p_rows")],
+    "embedding_forward": [("p_table", "p_rows"), ("p_rows",)],
     "lstm_step_forward": [("p_bias_ih", "p_bias_hh", "p_gates", "p_cells")],
     "lstm_step_backward": [("p_grad_output", "p_grad_h"), ("p_grad_output", "p_grad_c")],
     "gru_step_forward": [("p_bias_ih", "p_bias_hh", "p_gates")],

@@ -12,7 +12,8 @@ struct IndexedRows {
   const void* data = nullptr;  // nullptr: absent
   DataType dtype = DataType::float32;
   int64_t rows = 0;
-  const int64_t* indices = nullptr;  // (M,); one that is no row gives NaN
+  const int64_t* indices = nullptr;  // (M,), one that is no row gives NaN; nullptr: m modulo `period`
+  int64_t period = 1;
 };
 
 struct EmbeddingForwardParams {

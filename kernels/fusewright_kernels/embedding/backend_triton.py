@@ -31,6 +31,7 @@ def embedding_forward(
             N=columns,
             V=weight.shape[0],
             P=0 if table is None else table.shape[0],
+            period=tokens.shape[-1] if tokens.ndim else 1,
             scale=scale,
             BLOCK_M=chosen.block_m,
             BLOCK_N=chosen.block_n,

@@ -40,6 +40,7 @@ class Embedding(torch.autograd.Function):
             grad_weight = _gradient(grad_output, tokens, count, ctx.scale, ctx.padding_index, dtype, ctx.backend)
         if ctx.needs_input_grad[2]:
             count, dtype = ctx.table_like
+            rows = reference.rows_of(tokens) if rows is None else rows
             grad_table = _gradient(grad_output, rows, count, 1.0, -1, dtype, ctx.backend)
         return None, grad_weight, grad_table, None, None, None, None
 

@@ -58,13 +58,13 @@ def _check_matrix(name: str, matrix: Tensor) -> None:
         raise value_error(f"{name}.shape", tuple(matrix.shape), "two dimensions: a row for each index")
 
 
-def _rows_of(tokens: Tensor, table: Tensor, positions: Tensor | None) -> Tensor:
-    """A row of ``table`` for every token."""
+def _rows_of(tokens: Tensor, table: Tensor, positions: Tensor | None) -> Tensor | None:
+    """A row of ``table`` for every token; None for 0, 1, 2, ... along the last dimension."""
     if positions is None:
         length = tokens.shape[-1] if tokens.ndim else 1
         if length > table.shape[0]:
             raise value_error("table.shape", tuple(table.shape), f"a row for each of {length} positions")
-        return torch.arange(length, device=tokens.device).expand(tokens.shape)
+        return None
     positions = _checked_indices("positions", positions, "table", table)
     try:
         return positions.expand(tokens.shape)

@@ -5,13 +5,20 @@ from torch import Tensor
 
 
 def embedding(tokens: Tensor, weight: Tensor, table: Tensor | None, rows: Tensor | None, scale: float) -> Tensor:
-    """``scale * weight[tokens] + table[rows]``, computed in at least float32 and rounded once."""
+    """``scale * weight[tokens] + table[rows]``, computed in at least float32 and rounded once; without ``rows`` those
+    of :func:`rows_of`.
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
     output = torch.nn.functional.embedding(tokens, weight).to(wide) * scale
     if table is not None:
-        assert rows is not None
+        rows = rows_of(tokens) if rows is None else rows
         output = output + torch.nn.functional.embedding(rows, table).to(wide)
     return output.to(weight.dtype)
+
+
+def rows_of(tokens: Tensor) -> Tensor:
+    """0, 1, 2, ... along the last dimension."""
+    return torch.arange(tokens.shape[-1] if tokens.ndim else 1, device=tokens.device).expand(tokens.shape)
 
 
 def embedding_backward(

@@ -14,9 +14,9 @@ def embedding_forward_kernel(
     p_tokens,  # int64 (M,)
     p_weight,  # (V, N)
     p_table,  # (P, N) or None
-    p_rows,  # int64 (M,) or None
+    p_rows,  # int64 (M,), or None: m modulo period
     p_output,  # (M, N)
-    M, N, V, P, scale,
+    M, N, V, P, period, scale,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     o_m = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -29,7 +29,9 @@ def embedding_forward_kernel(
     ).to(tl.float32)
     b_output = b_output * scale
     if p_table is not None:
-        b_row = tl.load(p_rows + o_m, mask=m_m, other=0)
+        b_row = o_m % period
+        if p_rows is not None:
+            b_row = tl.load(p_rows + o_m, mask=m_m, other=0)
         m_known = m_m & (b_row >= 0) & (b_row < P)
         b_output += tl.load(
             p_table + b_row[:, None] * N + o_n[None, :], mask=m_known[:, None] & m_n[None, :], other=float("nan")

@@ -1,4 +1,7 @@
-"""Schemas of the embedding with positions: tokens and rows of one shape (*), weight (V, E), table (P, E)."""
+"""Schemas of the embedding with positions: tokens and rows of one shape (*), weight (V, E), table (P, E).
+
+Without rows, those of the table are 0, 1, 2, ... along the last dimension of tokens.
+"""
 
 from fusewright_kernels.library.registry import define
 
