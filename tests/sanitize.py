@@ -49,7 +49,9 @@ def address_and_undefined() -> int:
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    command = [sys.executable, "-m", "pytest", "-x", "-k", "not triton and not reference and not compile", *OP_TESTS]
+    # A report ends the process: what pytest has captured by then is lost.
+    chosen = ["--capture=no", "-x", "-k", "not triton and not reference and not compile"]
+    command = [sys.executable, "-m", "pytest", *chosen, *OP_TESTS]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

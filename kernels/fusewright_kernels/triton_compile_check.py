@@ -66,9 +66,9 @@ _FLOAT32_POINTERS = (
     "p_weight", "p_bias", "p_statistics", "p_weight_partial", "p_bias_partial", "p_partial", "p_losses",
     "p_grad_losses", "p_cells", "p_cos", "p_sin",
 )  # fmt: skip
-_INT64_POINTERS = ("p_seed", "p_target", "p_positions")
+_INT64_POINTERS = ("p_seed", "p_target", "p_positions", "p_tokens", "p_rows", "p_order", "p_begins")
 _FLOAT32_NUMBERS = (
-    "eps", "weight_offset", "keep_scale", "keep", "uniform", "z_loss", "softcap", "direction",
+    "eps", "weight_offset", "keep_scale", "keep", "uniform", "z_loss", "softcap", "direction", "scale",
 )  # fmt: skip
 
 # Optional operands that a launch may leave out, each set compiled once: what remains holds less but is other code.
