@@ -20,13 +20,14 @@ _DENSE = (Tensor, torch.nn.Parameter)
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> Tensor:
     """See :func:`fusewright.functional.linear`."""
-    if backend is None and not _is_few_rows(input, weight, bias):
+    if backend is not None:
+        _check(input, weight, bias)
+    elif not _is_few_rows(input, weight, bias):
         return torch.nn.functional.linear(input, weight, bias)
-    _check(input, weight, bias)
     chosen = dispatch.choose("linear", dispatch.device_type(input), (input.dtype,), input.ndim, backend)
     if chosen == "reference":
         return reference.linear(input, weight, bias)
-    if autograd.derivative_possible(input, weight, bias):
+    if backend is not None and autograd.derivative_possible(input, weight, bias):
         raise value_error("backend", repr(chosen), "None where a derivative is wanted or a graph is traced")
     return library.overload("few_rows_linear", chosen)(input, weight, bias)
 
