@@ -46,6 +46,15 @@ def test_the_same_code_is_never_slower_and_a_planted_tenth_always() -> None:
         assert [change.verdict for change in planted if change.ratio] == [SLOWER] * 5
 
 
+def test_a_baseline_that_moved_makes_nothing_slower() -> None:
+    before, after = run_of(1.0, 0), run_of(1 / 1.2, 1)
+    for row in after.cases:
+        assert row.time_us
+        row.time_us /= 1.5
+    assert {change.verdict for change in compare.changes(before, after) if change.ratio} == {verdicts.UNCLEAR}
+    assert {change.verdict for change in compare.changes(after, before) if change.ratio} == {verdicts.UNCLEAR}
+
+
 def saved(results: Results, path: Path) -> str:
     json_file.write(results, path)
     return str(path)

@@ -18,7 +18,8 @@ class Change:
     """One row of run B against the same row of run A; a ratio above 1 says that B is faster.
 
     ``ratio`` compares the two speed-ups over the baseline, so that a machine that was slower as a whole during one
-    of the runs cancels. It is None for a row without a speed-up, such as the baseline itself.
+    of the runs cancels. It is None for a row without a speed-up, such as the baseline itself. The row is FASTER or
+    SLOWER only where its own time says so too: else it is the baseline that has moved.
     """
 
     before: Row
@@ -45,7 +46,11 @@ def _change(before: Row, after: Row) -> Change:
     below = math.hypot(math.log(after.ratio / after.interval[0]), math.log(before.interval[1] / before.ratio))
     above = math.hypot(math.log(after.interval[1] / after.ratio), math.log(before.ratio / before.interval[0]))
     interval = Interval(ratio * math.exp(-below), ratio * math.exp(above))
-    return Change(before, after, ratio, interval, verdict(interval, BETWEEN_RUNS_BAND))
+    judged = verdict(interval, BETWEEN_RUNS_BAND)
+    assert before.time_us and after.time_us
+    if (judged == SLOWER and after.time_us <= before.time_us) or (judged == FASTER and after.time_us >= before.time_us):
+        judged = UNCLEAR
+    return Change(before, after, ratio, interval, judged)
 
 
 def any_slower(found: list[Change]) -> bool:

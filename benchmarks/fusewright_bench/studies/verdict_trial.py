@@ -67,7 +67,7 @@ def with_slowed_kernels(case: Case, share: float) -> Case:
 
 def measure(options: argparse.Namespace) -> None:
     """One run, in this process, into ``options.run``."""
-    cases = selection.cases(ops=options.op, shapes=options.shape, dtypes=options.dtype, modes=["fwd"])
+    cases = selection.cases("quick", options.op, dtypes=options.dtype, modes=["fwd"])
     if options.planted:
         cases = [with_slowed_kernels(case, options.planted) for case in cases]
     plan = Plan(cases, torch.device("cpu"), (1,), options.budget, providers=frozenset({OURS}))
@@ -106,8 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--repetitions", type=int, default=20)
     made.add_argument("--slow-down", type=float, default=0.1, help="share of its own time that a planted kernel loses")
-    made.add_argument("--op", nargs="+", default=["rms_norm", "softmax", "causal_attention"])
-    made.add_argument("--shape", nargs="+", default=["4096x1024", "1x4x4x1024x1024x64"])
+    made.add_argument("--op", nargs="+", default=["causal_attention"], help="at its quick shapes")
     made.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     made.add_argument("--budget", type=float, default=12.0, help="seconds of one run")
     made.add_argument("--run", type=Path, help=argparse.SUPPRESS)  # measure once, into this file
