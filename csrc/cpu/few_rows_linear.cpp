@@ -16,7 +16,6 @@ int64_t packed_stride(int64_t width) {
 
 template <class T>
 void pack(const FewRowsLinearParams& params, void* packed) {
-  if (params.width == 0) return;
   const RowReader<T> input(params.input, params.width);
   const T* rows[row_block];
   float* target = static_cast<float*>(packed);

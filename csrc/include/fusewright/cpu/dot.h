@@ -39,7 +39,7 @@ template <class T>
 inline void pack_row(float* target, const T* row, int64_t width) {
   memset(target, 0, packed_row_words<T>(width) * sizeof(float));
   if constexpr (in_pairs<T>) {
-    memcpy(target, row, width * sizeof(T));
+    if (width > 0) memcpy(target, row, width * sizeof(T));
   } else {
     to_floats(target, row, width);
   }

@@ -91,7 +91,8 @@ inline float element(const BFloat16* source) {
 inline float element(const Float16* source) { return load_partial(source, 1)[0]; }
 
 inline void to_floats(float* target, const float* source, int64_t count) {
-  memcpy(target, source, count * sizeof(float));
+  // A tensor without elements has no address, which memcpy may not be given even for nothing.
+  if (count > 0) memcpy(target, source, count * sizeof(float));
 }
 template <class T>
 inline void to_floats(float* target, const T* source, int64_t count) {
