@@ -65,7 +65,7 @@ class BERT(models.BERT):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.encoder = _encoder(self.encoder)
-        _replace_norms(self)
+        _replace_parts(self)
 
     def loss(
         self,
@@ -121,6 +121,7 @@ class ViT(models.ViT):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.encoder = _encoder(self.encoder)
+        _replace_parts(self)
 
     def loss(self, images: Tensor, classes: Tensor) -> Tensor:
         return F.cross_entropy(self(images), classes)
@@ -132,6 +133,7 @@ class RNNEncoderDecoder(models.RNNEncoderDecoder):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.encoder, self.decoder = _PaddedLSTM.of(self.encoder), _PaddedLSTM.of(self.decoder)
+        _replace_parts(self)
 
     def loss(self, tokens: Tensor, targets: Tensor, source: Tensor, source_lengths: Tensor | None = None) -> Tensor:
         return F.cross_entropy(self(tokens, source, source_lengths).flatten(0, 1), targets.flatten())
@@ -147,6 +149,7 @@ class LSTMTagger(models.LSTMTagger):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lstm = _PaddedLSTM.of(self.lstm)
+        _replace_parts(self)
 
     def loss(self, tokens: Tensor, tags: Tensor, lengths: Tensor | None = None) -> Tensor:
         if lengths is not None:
@@ -194,7 +197,11 @@ def _encoder(ours: fused.TransformerEncoder) -> Any:
     return _loaded(nn.TransformerEncoder(layer, len(ours.layers), norm, enable_nested_tensor=False), ours)
 
 
-def _replace_norms(model: nn.Module) -> None:
+def _replace_parts(model: nn.Module) -> None:
+    """The normalisations and linear layers beside the stack by torch's."""
     for name, module in list(model.named_children()):
         if isinstance(module, fused.LayerNorm):
             setattr(model, name, _loaded(nn.LayerNorm(module.normalized_shape, module.eps), module))
+        elif isinstance(module, fused.Linear):
+            plain = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+            setattr(model, name, _loaded(plain, module))
